@@ -1,0 +1,111 @@
+"""What all verbs share: options, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)]
+TargetPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TARGET", help="A run folder, a checkpoint, a model folder, or a recipe (then its base model).",
+        show_default=False,
+    ),
+]  # fmt: skip
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.seed=1. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what libraries log, and tracebacks.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use no network.")]
+
+
+def guarded(verb: Verb) -> Verb:
+    """Turn every failure of `verb` into a message on stderr and its exit code."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **options: Any) -> None:
+        from ftune.errors import FtuneError, exit_code_of
+
+        try:
+            verb(*arguments, **options)
+        except FtuneError as error:
+            if options.get("verbose"):
+                traceback.print_exc()
+            fail(str(error), exit_code_of(error))
+        except KeyboardInterrupt:
+            fail("interrupted.", 130)
+        except MemoryError:
+            fail("out of memory. Lower train.micro_batch_size or data.max_length.", 9)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
+            raise typer.Exit(0) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # whatever is left is a bug of ours
+            if options.get("verbose"):
+                traceback.print_exc()
+            fail(_bug_report(error), 1)
+
+    return run  # type: ignore[return-value]
+
+
+def fail(message: str, code: int) -> None:
+    """Print `message` and leave with `code`."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or code not in (130, 143):
+        print(message if rank == "0" else f"rank {rank}: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _bug_report(error: Exception) -> str:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="ftune-crash-", suffix=".txt", delete=False
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    line = (str(error).splitlines() or [""])[0]
+    return f"internal error: {type(error).__name__}: {line}\nThis is a bug of ftune: please report it with {file.name}"
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True))
+
+
+def prepare_process(*, offline: bool, verbose: bool) -> None:
+    """Before anything heavy is imported: no telemetry, no network if asked, quiet libraries."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+    if not verbose:
+        import logging
+        import warnings
+
+        warnings.simplefilter("ignore")
+        logging.captureWarnings(True)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def quiet_libraries() -> None:
+    """After transformers can be imported: progress bars and warnings of libraries stay off the screen."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

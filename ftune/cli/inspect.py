@@ -1,0 +1,244 @@
+"""`check`, `plan`, `methods`, `verify`: verbs that look and never train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ftune.cli.common import (
+    Json,
+    Offline,
+    Quiet,
+    RecipePath,
+    Set,
+    Verbose,
+    guarded,
+    prepare_process,
+    print_json,
+    quiet_libraries,
+)
+
+if TYPE_CHECKING:
+    from ftune.prepare import Prepared
+
+
+@guarded
+def check_cli(
+    recipe: RecipePath,
+    set: Set = None,  # noqa: A002 - the option's name
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check a recipe and its rows, without torch: every problem at once, with its place."""
+    from ftune.data.build import Samples, read_samples
+    from ftune.load import load_recipe
+
+    loaded = load_recipe(recipe, tuple(set or ()))
+    samples: Samples | None = None
+    if not _uses_hub(loaded.recipe.data, loaded.folder):
+        samples = read_samples(
+            loaded.recipe.data,
+            loaded.folder,
+            seed=loaded.recipe.seed,
+            max_eval_rows=loaded.recipe.eval.max_rows,
+            tick=lambda what, done, total: None,
+        )
+    result: dict[str, Any] = {"recipe": str(recipe), "ok": True, "notes": list(loaded.notes)}
+    if samples is not None:
+        result |= {
+            "rows": {"train": len(samples.train), "eval": len(samples.eval), "test": len(samples.test)},
+            "formats": list(samples.formats),
+            "duplicates": len(samples.duplicates),
+            "overlap": samples.overlap,
+        }
+    if json:
+        print_json(result)
+        return
+    print(f"{recipe}: ok")
+    for note in loaded.notes:
+        print(f"note: {note}")
+    if samples is None:
+        print("data: a hub set, not looked at")
+        return
+    counts = ", ".join(f"{count} {name}" for name, count in result["rows"].items() if count)
+    print(f"data: {counts} rows, format {', '.join(samples.formats)}")
+    if samples.duplicates:
+        print(f"data: {len(samples.duplicates)} exact duplicates are left out before the split")
+    if samples.overlap:
+        print(f"data: {samples.overlap} rows of eval and test are also in train, word for word")
+
+
+def _uses_hub(data: Any, folder: Path) -> bool:
+    from ftune.data.read import locate
+    from ftune.quantities import is_share
+    from ftune.recipe import sources
+
+    parts = [data.train, data.test] + ([] if is_share(data.eval) else [data.eval])
+    return any(locate(source, folder) is None for part in parts for source in sources(part))
+
+
+@guarded
+def plan_cli(
+    recipe: RecipePath,
+    set: Set = None,  # noqa: A002 - the option's name
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    offline: Offline = False,
+) -> None:
+    """Show what training will do, every value with its source, without loading weights."""
+    from ftune.load import load_recipe
+    from ftune.signals import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    prepare_process(offline=offline, verbose=verbose)
+    loaded = load_recipe(recipe, tuple(set or ()))
+    quiet_libraries()
+    from ftune.cli.progress import Screen
+    from ftune.prepare import prepare
+
+    with Screen(quiet=quiet) as screen:
+
+        def tick(what: str, done: int, total: int) -> None:
+            stop.check()
+            screen.phase(what, done, total)
+
+        prepared = prepare(loaded, tick)
+    if json:
+        print_json(_plan_json(prepared, loaded.notes))
+    else:
+        _print_plan(prepared, loaded.notes)
+
+
+def _plan_json(prepared: Prepared, notes: tuple[str, ...]) -> dict[str, Any]:
+    from ftune.report import data_summary
+
+    dataset = prepared.dataset
+    splits = {"train": dataset.train, "eval": dataset.eval, "test": dataset.test}
+    return {
+        "plan": prepared.plan.to_json(),
+        "data": {name: data_summary(split) for name, split in splits.items() if split is not None},
+        "formats": list(dataset.formats),
+        "template": dataset.template,
+        "targets": [{"name": n, "modules": c, "shape": list(s)} for n, c, s in prepared.facts.model.targets],
+        "notes": list(notes),
+    }
+
+
+def _print_plan(prepared: Prepared, notes: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ftune.report import data_summary
+
+    console = Console(highlight=False)
+    table = Table(title="plan")
+    table.add_column("value")
+    table.add_column("is", justify="right")
+    table.add_column("because", overflow="fold")
+    for name, entry in prepared.plan.to_json().items():
+        if name != "memory_bytes":
+            table.add_row(name, _shown(name, entry["value"]), entry["source"])
+    console.print(table)
+    memory = Table(title="memory of one process (estimate)", show_header=False)
+    for item, size in prepared.plan.memory_bytes.items():
+        memory.add_row(item, f"{size / 2**20:,.1f} MiB")
+    memory.add_row("all", f"{sum(prepared.plan.memory_bytes.values()) / 2**20:,.1f} MiB")
+    console.print(memory)
+    if prepared.facts.model.targets:
+        targets = Table(title="layers that are adapted")
+        for column in ("name", "modules", "outputs x inputs"):
+            targets.add_column(column)
+        for name, count, shape in prepared.facts.model.targets:
+            targets.add_row(name, str(count), " x ".join(map(str, shape)))
+        console.print(targets)
+    dataset = prepared.dataset
+    print(f"rows: format {', '.join(dataset.formats)}, rendered by: {dataset.template}")
+    for name, split in (("train", dataset.train), ("eval", dataset.eval), ("test", dataset.test)):
+        if split is not None:
+            summary = data_summary(split)
+            dropped = ", ".join(f"{n} {why}" for why, n in summary["dropped"].items()) or "none"
+            print(
+                f"{name}: {summary['rows']} rows, {summary['kept']} kept, dropped {dropped}, "
+                f"{summary['truncated']} truncated, {summary['tokens']:,} tokens, {summary['targets']:,} supervised"
+            )
+            for note in summary["notes"]:
+                print(f"{name}: {note}")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _shown(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{value / 2**20:,.1f} MiB"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@guarded
+def methods_cli(json: Json = False) -> None:
+    """List the methods: what learns, from which objectives, whether it merges, and the paper."""
+    from ftune import methods
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "learns": method.learns,
+            "objectives": sorted(method.objectives),
+            "mergeable": method.mergeable,
+            "learning_rate": method.learning_rate,
+            "paper": method.paper,
+        }
+        for name in methods.names()
+        for method in (methods.load(name),)
+    ]
+    if json:
+        print_json({"methods": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in ("method", "what learns", "objectives", "merges", "default learning rate", "paper"):
+        table.add_column(column)
+    for row in rows:
+        merges = "yes" if row["mergeable"] else "no"
+        objectives = ", ".join(row["objectives"])
+        table.add_row(row["name"], row["learns"], objectives, merges, f"{row['learning_rate']:g}", row["paper"])
+    Console(highlight=False).print(table)
+
+
+@guarded
+def verify_cli(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one artefact.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Check every file of a run's checkpoints and model against its hash."""
+    from ftune import store
+    from ftune.errors import ArtifactError
+
+    folders = [folder for _, folder in store.checkpoints(run)]
+    folders += [folder for folder in (run / "model", run / "merged", run) if (folder / store.MANIFEST).is_file()]
+    if not folders:
+        raise ArtifactError(f"{run}: holds nothing to verify: no checkpoint and no model.")
+    results = []
+    for folder in folders:
+        try:
+            manifest = store.verify(folder)
+            size = sum(entry["bytes"] for entry in manifest["files"].values())
+            results.append({"folder": str(folder), "ok": True, "bytes": size, "problem": None})
+        except ArtifactError as error:
+            results.append({"folder": str(folder), "ok": False, "bytes": None, "problem": str(error)})
+    if json:
+        print_json({"run": str(run), "ok": all(r["ok"] for r in results), "folders": results})
+    else:
+        for result in results:
+            print(f"{'ok      ' if result['ok'] else 'DAMAGED '} {result['problem'] or result['folder']}")
+    if not all(result["ok"] for result in results):
+        raise typer.Exit(ArtifactError.exit_code)

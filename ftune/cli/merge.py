@@ -1,0 +1,75 @@
+"""`ftune merge TARGET`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftune.cli.common import (
+    Json,
+    Offline,
+    Quiet,
+    TargetPath,
+    Verbose,
+    guarded,
+    prepare_process,
+    print_json,
+    quiet_libraries,
+)
+
+if TYPE_CHECKING:
+    from ftune.merging import MergeResult
+
+
+@guarded
+def merge_cli(
+    target: TargetPath,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: merged inside the run.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="fp32, bf16 or fp16; default: what the base was published in.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    offline: Offline = False,
+) -> None:
+    """Merge what was learned into the base model, verified against the trained model."""
+    from ftune.errors import Problem, RecipeError
+    from ftune.signals import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    prepare_process(offline=offline, verbose=verbose)
+    if dtype not in (None, "fp32", "bf16", "fp16"):
+        raise RecipeError([Problem("", f"expected fp32, bf16 or fp16, received {dtype!r}.", "--dtype")])
+    quiet_libraries()
+    from ftune.cli.progress import Screen
+    from ftune.merging import merge
+
+    with Screen(quiet=quiet) as screen:
+
+        def tick(what: str) -> None:
+            stop.check()
+            screen.phase(what, 0, 0)
+
+        result = merge(target, out, dtype=dtype, tick=tick)  # type: ignore[arg-type]
+    if json:
+        print_json(result.to_json())
+    else:
+        _print(result)
+
+
+def _print(result: MergeResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"merged into {result.base}", show_header=False)
+    table.add_row("folder", result.folder)
+    table.add_row("weights", f"{result.dtype}, read back equal, SHA-256 {result.sha256[:16]}")
+    table.add_row("logits, merged against trained", f"max {result.max_difference:.1e}, mean {result.mean_difference:.1e}")
+    table.add_row(f"logits once in {result.dtype}", f"max {result.cast_max_difference:.1e}")
+    table.add_row("greedy tokens that agree", f"{result.token_agreement:.1%}")
+    Console(highlight=False).print(table)
+    print(f"It opens with plain transformers: AutoModelForCausalLM.from_pretrained({result.folder!r})")

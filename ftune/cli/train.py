@@ -1,0 +1,163 @@
+"""`ftune train RECIPE`: start, go on, or say that it is complete."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ftune.cli.common import (
+    Json,
+    Offline,
+    Quiet,
+    RecipePath,
+    Set,
+    Verbose,
+    guarded,
+    prepare_process,
+    print_json,
+    quiet_libraries,
+)
+
+if TYPE_CHECKING:
+    from ftune.load import Loaded
+    from ftune.signals import StopFlag
+    from ftune.store import OnOperation
+
+
+@guarded
+def train_cli(
+    recipe: RecipePath,
+    set: Set = None,  # noqa: A002 - the option's name
+    output_dir: Annotated[
+        str | None, typer.Option("--output-dir", help="Run folder; overrides output_dir of the recipe.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with the run that is there, or refuse to.")
+    ] = True,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Try the recipe on a tiny model in seconds.")] = False,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="Processes on this machine; overrides distributed.devices.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    offline: Offline = False,
+) -> None:
+    """Train a recipe. The same command starts, resumes, or says that the run is already complete."""
+    from ftune.load import load_recipe
+    from ftune.signals import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    prepare_process(offline=offline, verbose=verbose)
+    overrides = list(set or [])
+    overrides += [f"distributed.devices={devices}"] if devices is not None else []
+    overrides += [f"output_dir={output_dir}"] if output_dir is not None else []
+    loaded = load_recipe(recipe, overrides)
+    if smoke:
+        _smoke(loaded, stop, as_json=json, quiet=quiet)
+        return
+    processes = loaded.recipe.distributed.devices
+    if processes > 1 and "RANK" not in os.environ:
+        from ftune.launch import launch
+
+        launch(processes, sys.argv[1:], cores=os.cpu_count() or 1)
+        return
+    leads = os.environ.get("RANK", "0") == "0"
+    _train(loaded, stop, leads=leads, overwrite=overwrite, resume=resume, as_json=json, quiet=quiet or not leads)
+
+
+def _train(
+    loaded: Loaded, stop: StopFlag, *, leads: bool, overwrite: bool, resume: bool, as_json: bool, quiet: bool
+) -> None:
+    from contextlib import nullcontext
+
+    from ftune import drift
+    from ftune.errors import Problem, RecipeError
+    from ftune.store import lock
+
+    folder = loaded.output_dir.absolute()
+    drift.refuse_foreign_folder(folder)
+    with lock(folder) if leads else nullcontext():
+        if not overwrite and drift.is_complete(folder, loaded):
+            _say_complete(folder, as_json=as_json)
+            return
+        if not resume and not overwrite and (folder / "run.json").is_file():
+            message = f"{folder} holds a run. Leave --no-resume out to go on with it, or add --overwrite to start anew."
+            raise RecipeError([Problem("output_dir", message)])
+        quiet_libraries()
+        from ftune.cli.progress import Screen, card
+        from ftune.run import train
+
+        with Screen(quiet=quiet) as screen:
+            for note in loaded.notes:
+                screen.note(f"note: {note}")
+            report = train(
+                loaded, listener=screen, stop=stop, overwrite=overwrite, on_operation=_faults_of_tests()
+            )  # fmt: skip
+    if leads and as_json:
+        print_json(report)
+    elif leads:
+        from rich.console import Console
+
+        Console(highlight=False).print(card(report, folder))
+
+
+def _say_complete(folder: Path, *, as_json: bool) -> None:
+    from ftune.report import read_report
+
+    report = read_report(folder)
+    if as_json:
+        print_json(report)
+    else:
+        print(f"{folder}: already complete, {report['steps']} steps ({report['finished']}). Nothing was done.")
+
+
+def _smoke(loaded: Loaded, stop: StopFlag, *, as_json: bool, quiet: bool) -> None:
+    import tempfile
+
+    quiet_libraries()
+    from ftune.cli.progress import Screen
+    from ftune.smoke import smoke
+
+    with tempfile.TemporaryDirectory(prefix="ftune-smoke-") as folder, Screen(quiet=quiet) as screen:
+        stages = smoke(loaded, Path(folder), listener=screen, stop=stop)
+    if as_json:
+        print_json({"stages": [{"name": s.name, "outcome": s.outcome, "seconds": s.seconds} for s in stages]})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"smoke: {loaded.path}", show_header=False)
+    for stage in stages:
+        table.add_row(stage.name, stage.outcome, f"{stage.seconds:.1f} s")
+    Console(highlight=False).print(table)
+
+
+def _faults_of_tests() -> OnOperation | None:
+    """Tests make a process die or fail at its n-th durable operation: FTUNE_TESTING=1 FTUNE_FAULT=N:KILL or N:ENOSPC."""
+    wanted = os.environ.get("FTUNE_FAULT")
+    if os.environ.get("FTUNE_TESTING") != "1" or wanted is None:
+        return None
+    import errno
+    import signal
+
+    number, _, kind = wanted.partition(":")
+    count = 0
+
+    def fault(operation: str, path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count != int(number):
+            return
+        if kind == "KILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        code: Any = getattr(errno, kind)
+        raise OSError(code, os.strerror(code), str(path))
+
+    return fault

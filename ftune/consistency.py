@@ -1,0 +1,122 @@
+"""Contradictions between the sections of a recipe, and keys that nothing would obey.
+
+Each check is a small generator of problems; `consistency_problems` runs them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from ftune.errors import Problem, suggestion
+from ftune.quantities import is_share
+from ftune.recipe import COLUMNS, Recipe
+
+NO_EFFECT = "has no effect"
+_NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_every")
+
+
+def consistency_problems(recipe: Recipe) -> list[Problem]:
+    """Everything wrong between the keys of a recipe whose single values are all valid."""
+    written = _written(recipe)
+    checks = (_axes, _model, _data, _text_rows, _evaluation, _generation, _batch)
+    return [problem for check in checks for problem in check(recipe, written)]
+
+
+def _written(recipe: Recipe) -> set[str]:
+    """Dotted `section.key` of every value that was given rather than defaulted."""
+    return {
+        f"{name}.{key}"
+        for name in recipe.model_fields_set
+        if isinstance(section := getattr(recipe, name), BaseModel)
+        for key in section.model_fields_set
+    }
+
+
+def _axes(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    method, objective, data = recipe.method, recipe.objective, recipe.data
+    if objective.name not in method.objectives:
+        works = ", ".join(sorted(method.objectives))
+        message = f"{method.name} does not learn from {objective.name}. It works with: {works}."
+        yield Problem("method.name", message)
+    if data.format != "auto" and data.format not in objective.formats:
+        works = ", ".join(sorted(objective.formats))
+        yield Problem("data.format", f"{data.format} rows do not fit {objective.name}. Expected one of: {works}.")
+
+
+def _model(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    model, method = recipe.model, recipe.method
+    if model.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
+        message = "needs model.revision to be a full 40-hex commit, so that the code is pinned."
+        yield Problem("model.trust_remote_code", message)
+    if model.name.startswith(("builtin:", ".", "/")) and model.revision is not None:
+        yield Problem("model.revision", f"{NO_EFFECT} on {model.name}, which is not a hub id. Remove it.")
+    if model.dtype != "auto" and method.standalone:
+        message = f"{NO_EFFECT}: method {method.name} freezes nothing, and what learns is fp32. Remove it."
+        yield Problem("model.dtype", message)
+
+
+def _data(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    data = recipe.data
+    known = (
+        set(COLUMNS[data.format]) if data.format != "auto" else {name for names in COLUMNS.values() for name in names}
+    )
+    for column in sorted(set(data.columns) - known):
+        yield Problem(f"data.columns.{column}", f"is no column of ours.{suggestion(column, known)}")
+    if is_share(data.train):
+        yield Problem("data.train", "expected a path, received a share.")
+    if is_share(data.test):
+        message = "expected a path or null, received a share. Only data.eval can be a share of train."
+        yield Problem("data.test", message)
+
+
+def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    data = recipe.data
+    if data.format == "text":
+        if data.template is not None:
+            yield Problem("data.template", f"{NO_EFFECT} on format text, which has no prompt. Remove it.")
+        if "data.train_on" in written and data.train_on != "all":
+            yield Problem("data.train_on", f"{NO_EFFECT} on format text, where every token is trained. Remove it.")
+        if data.overlong == "truncate_prompt":
+            message = "truncate_prompt needs a prompt; text rows have none. Use split, truncate or drop."
+            yield Problem("data.overlong", message)
+    elif data.format != "auto" and data.overlong == "split":
+        message = "split is for text rows: half an answer has no prompt. Use truncate_prompt or drop."
+        yield Problem("data.overlong", message)
+
+
+def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    if recipe.data.eval is None:
+        dead = [key for key in _NEED_EVAL if key in written]
+        dead += ["checkpoint.best"] if "checkpoint.best" in written and recipe.checkpoint.best is not None else []
+        dead += ["train.early_stopping"] if recipe.train.early_stopping is not None else []
+        for key in dead:
+            message = f"{NO_EFFECT} without data.eval. Give data.eval a path or a share such as '5%'."
+            yield Problem(key, message)
+
+
+def _generation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    objective = recipe.objective
+    metrics = () if recipe.eval.metrics == "auto" else tuple(recipe.eval.metrics)
+    known = (*objective.likelihood_metrics, *objective.generation_metrics)
+    for metric in metrics:
+        if metric not in known:
+            message = f"{metric!r} is no metric of {objective.name}.{suggestion(metric, known)}"
+            yield Problem("eval.metrics", message)
+    if not set(metrics) & set(objective.generation_metrics):
+        for key in ("eval.generate_every", "eval.max_new_tokens"):
+            if key in written and getattr(recipe.eval, key.split(".")[1]) is not None:
+                message = f"{NO_EFFECT}: no metric in eval.metrics generates. Add exact_match or remove the key."
+                yield Problem(key, message)
+
+
+def _batch(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    train = recipe.train
+    if isinstance(train.micro_batch_size, int) and train.micro_batch_size > train.batch_size:
+        message = f"{train.micro_batch_size} exceeds batch_size {train.batch_size}. Lower it."
+        yield Problem("train.micro_batch_size", message)
+    if recipe.distributed.devices > train.batch_size:
+        message = f"{recipe.distributed.devices} devices share {train.batch_size} examples a step. Raise batch_size."
+        yield Problem("distributed.devices", message)

@@ -1,0 +1,238 @@
+"""Rendered rows become token ids with a mask of what is supervised, no longer than `max_length`.
+
+A token that touches a supervised span is supervised. Pads do not exist here: they are added by length, in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from ftune.data.render import Rendered, Renderer, TrainOn
+from ftune.data.shape import Sample
+from ftune.errors import DataError, RowProblem
+
+Overlong = Literal["error", "drop", "truncate_prompt", "truncate", "split"]
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded row, or one window of a long text.
+
+    Args:
+        ids: int32 token ids, [T].
+        is_target: bool, [T]; token t is to be predicted from those before it. The first never is.
+        num_bytes: UTF-8 bytes of the text that the targets spell.
+        file: where the row came from.
+        number: its line or row, from 1.
+    """
+
+    ids: np.ndarray
+    is_target: np.ndarray
+    num_bytes: int
+    file: str
+    number: int
+
+    @property
+    def num_targets(self) -> int:
+        """Positions that enter the loss."""
+        return int(self.is_target.sum())
+
+    @property
+    def place(self) -> str:
+        """`file:row`."""
+        return f"{self.file}:{self.number}"
+
+
+@dataclass
+class Report:
+    """What became of the rows of one split; `rows == kept + sum(dropped)`."""
+
+    rows: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    truncated_rows: list[str] = field(default_factory=list)
+    windows: int = 0
+    tokens: int = 0
+    targets: int = 0
+    longest: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, place: str) -> None:
+        """Count one row that is not trained on."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if self.dropped[reason] <= DataError.SHOWN:
+            self.notes.append(f"dropped ({reason}): {place}")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One row before it is cut to size."""
+
+    ids: np.ndarray
+    is_target: np.ndarray
+    num_bytes: np.ndarray
+    front: int
+
+
+def encode_all(
+    samples: Sequence[Sample],
+    renderer: Renderer,
+    *,
+    train_on: TrainOn,
+    max_length: int,
+    overlong: Overlong | None,
+    tick: Callable[[int], None],
+) -> tuple[list[Example], Report]:
+    """Encode every sample.
+
+    Args:
+        samples: rows in one shape.
+        renderer: how they become text.
+        train_on: which part is supervised.
+        max_length: longest example, in tokens.
+        overlong: what happens to longer rows; None splits text and refuses anything else.
+        tick: called with the number of rows done, often; may raise to stop.
+
+    Raises:
+        DataError: rows that cannot be rendered, are too long under `error`, or leave nothing to learn.
+    """
+    examples: list[Example] = []
+    report = Report(rows=len(samples))
+    problems: list[RowProblem] = []
+    done = 0
+    for sample, tokens in _tokenised(samples, renderer, train_on, problems):
+        policy = overlong or ("error" if sample.turns else "split")
+        examples += _fit(sample, tokens, max_length, policy, report, problems)
+        done += 1
+        if done % BATCH == 0:
+            tick(done)
+    tick(len(samples))
+    if problems:
+        raise DataError(problems=problems)
+    report.tokens = sum(len(example.ids) for example in examples)
+    report.targets = sum(example.num_targets for example in examples)
+    report.longest = max((len(example.ids) for example in examples), default=0)
+    return examples, report
+
+
+def _tokenised(
+    samples: Sequence[Sample], renderer: Renderer, train_on: TrainOn, problems: list[RowProblem]
+) -> Iterator[tuple[Sample, Tokens]]:
+    for start in range(0, len(samples), BATCH):
+        rendered: list[tuple[Sample, Rendered]] = []
+        for sample in samples[start : start + BATCH]:
+            try:
+                rendered.append((sample, renderer.render(sample, train_on)))
+            except ValueError as error:
+                problems.append(sample.row.problem(f"{error}."))
+        if not rendered:
+            continue
+        encoded = renderer.tokenizer(
+            [item.text for _, item in rendered],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for (sample, item), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            yield sample, _with_ends(item, renderer, ids, offsets)
+
+
+def _with_ends(item: Rendered, renderer: Renderer, ids: list[int], offsets: list[tuple[int, int]]) -> Tokens:
+    """Mark the supervised tokens and put special tokens around, one BOS at most and one terminator."""
+    spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    is_target = np.zeros(len(ids), dtype=bool)
+    for start, end in item.spans:
+        is_target |= (spans[:, 0] < end) & (spans[:, 1] > start)
+    front = list(renderer.around[0]) if item.special else []
+    if front and ids[: len(front)] == front:
+        front = []  # the template wrote it already
+    eos = renderer.tokenizer.eos_token_id
+    back = [int(eos)] if not item.ends and eos is not None and ids[-1:] != [eos] else []
+    return Tokens(
+        ids=np.array([*front, *ids, *back], dtype=np.int32),
+        is_target=np.concatenate([np.zeros(len(front), bool), is_target, np.ones(len(back), bool)]),
+        num_bytes=np.concatenate([np.zeros(len(front), int), _bytes_of(item.text, spans), np.zeros(len(back), int)]),
+        front=len(front),
+    )
+
+
+def _bytes_of(text: str, spans: np.ndarray) -> np.ndarray:
+    """UTF-8 bytes that each token adds; a character spread over several tokens counts at the first."""
+    if text.isascii():
+        widths = np.arange(len(text) + 1)
+    else:
+        widths = np.concatenate([[0], np.cumsum([len(character.encode("utf-8")) for character in text])])
+    reached = np.maximum.accumulate(spans[:, 1]) if len(spans) else spans[:, 1]
+    before = np.concatenate([[0], reached[:-1]]) if len(spans) else reached
+    return np.asarray(np.maximum(widths[reached] - widths[np.maximum(spans[:, 0], before)], 0))
+
+
+def _fit(
+    sample: Sample,
+    tokens: Tokens,
+    max_length: int,
+    policy: Overlong,
+    report: Report,
+    problems: list[RowProblem],
+) -> list[Example]:
+    """Apply the overlong policy; count what it does."""
+    place = f"{sample.row.file}:{sample.row.number}"
+    length = len(tokens.ids)
+    if length <= max_length:
+        pieces = [slice(0, length)]
+    elif policy == "split":
+        # windows share one token: the last target of one is the first context of the next, so each is trained once
+        pieces = [slice(start, start + max_length) for start in range(0, length - 1, max_length - 1)]
+    elif policy == "truncate":
+        pieces = [slice(0, max_length)]
+        _note_truncated(report, place)
+    elif policy == "truncate_prompt" and (shorter := _shorten_prompt(tokens, max_length)) is not None:
+        tokens, pieces = shorter, [slice(0, max_length)]
+        _note_truncated(report, place)
+    elif policy == "drop":
+        report.drop("overlong", place)
+        return []
+    else:
+        hint = "Its answer alone is too long: raise data.max_length or use overlong: drop."
+        if policy == "error":
+            hint = "Raise data.max_length or set data.overlong: drop, truncate_prompt or truncate."
+        problems.append(sample.row.problem(f"has {length} tokens, more than max_length {max_length}. {hint}"))
+        return []
+    examples = [example for piece in pieces if (example := _example(sample, tokens, piece)).num_targets > 0]
+    if not examples:
+        report.drop("no_targets", place)
+        return []
+    report.kept += 1
+    report.windows += len(examples)
+    return examples
+
+
+def _note_truncated(report: Report, place: str) -> None:
+    report.truncated += 1
+    if len(report.truncated_rows) < DataError.SHOWN:
+        report.truncated_rows.append(place)
+
+
+def _shorten_prompt(tokens: Tokens, max_length: int) -> Tokens | None:
+    """Drop the oldest tokens of the prompt, keeping BOS and the whole answer; None if the answer does not fit."""
+    excess = len(tokens.ids) - max_length
+    first_target = int(tokens.is_target.argmax())
+    if first_target - tokens.front - excess < (0 if tokens.front else 1):
+        return None
+    keep = np.ones(len(tokens.ids), dtype=bool)
+    keep[tokens.front : tokens.front + excess] = False
+    return Tokens(tokens.ids[keep], tokens.is_target[keep], tokens.num_bytes[keep], tokens.front)
+
+
+def _example(sample: Sample, tokens: Tokens, piece: slice) -> Example:
+    is_target = tokens.is_target[piece].copy()
+    is_target[0] = False  # nothing stands before it to predict it from
+    num_bytes = int(tokens.num_bytes[piece][is_target].sum())
+    return Example(tokens.ids[piece], is_target, num_bytes, sample.row.file, sample.row.number)

@@ -1,0 +1,263 @@
+"""What a model is worth on held-out rows: sums over all targets, never means of batch means.
+
+bits per byte = loss in nats / (ln 2 x UTF-8 bytes of the supervised text); it compares models whatever their
+tokenizers. 95% intervals are percentile bootstraps over rows (Efron 1979), by scipy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ftune.data.encode import Example
+from ftune.data.render import Renderer
+from ftune.data.shape import Sample
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from ftune.objectives import Objective
+
+Tick = Callable[[int, int], None]
+"""Called with (done, in all); may raise to stop."""
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric and its 95% bootstrap interval over rows."""
+
+    value: float
+    ci95: tuple[float, float] | None = None
+
+
+Scores = dict[str, Score]
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Per-row sums: nats over the row's targets, their number, and the bytes they spell; each float64 or int64 [rows]."""
+
+    nats: np.ndarray
+    targets: np.ndarray
+    num_bytes: np.ndarray
+
+
+def row_losses(
+    module: torch.nn.Module,
+    examples: Sequence[Example],
+    *,
+    objective: Objective,
+    accelerator: Accelerator,
+    pad_id: int,
+    batch_size: int,
+    tick: Tick,
+    pad_left: bool = False,
+) -> RowLosses:
+    """Losses of every example, whatever the batch size and the number of processes.
+
+    Leaves the module in the mode it was in, and every generator and gradient as it was.
+    """
+    import torch
+
+    training = module.training
+    module.eval()
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    nats = torch.zeros(len(examples), dtype=torch.float32, device=accelerator.device)
+    try:
+        with torch.no_grad():
+            for number, rows in enumerate(batches):
+                tick(number, len(batches))
+                if number % accelerator.num_processes != accelerator.process_index:
+                    continue
+                batch = objective.collate([examples[i] for i in rows], pad_id, left=pad_left)
+                sums, _ = module({key: value.to(accelerator.device) for key, value in batch.items()})
+                nats[torch.tensor(rows, device=nats.device)] = sums.float()
+    finally:
+        module.train(training)
+    if accelerator.num_processes > 1:
+        nats = accelerator.reduce(nats, reduction="sum")
+    return RowLosses(
+        nats=nats.double().cpu().numpy() if nats.device.type != "mps" else nats.cpu().double().numpy(),
+        targets=np.array([example.num_targets for example in examples], dtype=np.int64),
+        num_bytes=np.array([example.num_bytes for example in examples], dtype=np.int64),
+    )
+
+
+def mean_loss(losses: RowLosses) -> float:
+    """Nats per target."""
+    return float(losses.nats.sum() / losses.targets.sum())
+
+
+def likelihood_scores(losses: RowLosses, metrics: Sequence[str], *, intervals: bool) -> Scores:
+    """Loss, perplexity and bits per byte, those of them that `metrics` names."""
+    per_target = _ratio(losses.nats, losses.targets, intervals)
+    scores = {"loss": per_target}
+    low_high = per_target.ci95
+    scores["perplexity"] = Score(
+        _exp(per_target.value), None if low_high is None else (_exp(low_high[0]), _exp(low_high[1]))
+    )
+    if losses.num_bytes.sum() > 0:
+        scores["bits_per_byte"] = _ratio(losses.nats / math.log(2), losses.num_bytes, intervals)
+    return {name: score for name, score in scores.items() if name in metrics}
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, intervals: bool) -> Score:
+    value = float(numerator.sum() / denominator.sum())
+    if not intervals or len(numerator) < 2:
+        return Score(value)
+    from scipy.stats import bootstrap
+
+    def statistic(top: np.ndarray, bottom: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray(top.sum(axis=axis) / bottom.sum(axis=axis))
+
+    found = bootstrap(
+        (numerator, denominator),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=max(1, 4_000_000 // len(numerator)),
+        method="percentile",
+        rng=np.random.Generator(np.random.Philox(0)),
+    ).confidence_interval
+    return Score(value, (float(found.low), float(found.high)))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One generated answer beside what was expected."""
+
+    file: str
+    number: int
+    prompt: str
+    expected: str
+    received: str
+
+    @property
+    def exact(self) -> bool:
+        """Equal up to white space at both ends; an empty answer is wrong."""
+        return bool(self.received.strip()) and self.received.strip() == self.expected.strip()
+
+
+def predict(
+    model: torch.nn.Module,
+    samples: Sequence[Sample],
+    renderer: Renderer,
+    *,
+    pad_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    tick: Tick,
+) -> list[Prediction]:
+    """Greedy answers to the prompt of every sample that ends with an assistant turn, in the order given."""
+    answerable = [s for s in samples if s.turns and s.turns[-1].role == "assistant"]
+    prompts = [renderer.prompt(sample) for sample in answerable]
+    answers = generate(
+        model, prompts, renderer, pad_id=pad_id, max_new_tokens=max_new_tokens, batch_size=batch_size, tick=tick
+    )
+    return [
+        Prediction(s.row.file, s.row.number, prompt, s.turns[-1].content, answer)
+        for s, prompt, answer in zip(answerable, prompts, answers, strict=True)
+    ]
+
+
+def generate(
+    model: torch.nn.Module,
+    prompts: Sequence[str],
+    renderer: Renderer,
+    *,
+    pad_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    tick: Tick,
+    sampling: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Continue rendered prompts, batched by length and padded on the left.
+
+    Args:
+        model: in any mode; left as it was.
+        prompts: rendered text.
+        renderer: the one that training used; says how prompts are tokenised and where answers stop.
+        pad_id: id of the padding.
+        max_new_tokens: longest answer.
+        batch_size: prompts at a time.
+        tick: called with (done, in all).
+        sampling: temperature, top_p, top_k; None is greedy.
+
+    Returns:
+        The answers without prompt and terminator, in the order of `prompts`.
+    """
+    import torch
+
+    encoded = [renderer.prompt_ids(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+    answers = [""] * len(prompts)
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    choice = {"do_sample": False} if sampling is None else {"do_sample": True, **sampling}
+    try:
+        for start in range(0, len(order), batch_size):
+            tick(start, len(order))
+            rows = order[start : start + batch_size]
+            width = max(len(encoded[i]) for i in rows)
+            ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+            mask = torch.zeros((len(rows), width), dtype=torch.int64)
+            for row, i in enumerate(rows):
+                ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
+                mask[row, width - len(encoded[i]) :] = 1
+            with torch.no_grad():
+                output = model.generate(  # type: ignore[operator]
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=pad_id,
+                    eos_token_id=list(renderer.stop_ids) or None,
+                    use_cache=True,
+                    **_greedy_defaults(choice),
+                )
+            for row, i in enumerate(rows):
+                answers[i] = _decoded(output[row, width:].tolist(), renderer)
+    finally:
+        model.train(training)
+    return answers
+
+
+def _greedy_defaults(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Name every knob, so that a model's own generation settings cannot change what was asked."""
+    if choice["do_sample"]:
+        return dict(choice)
+    return {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+
+def _decoded(ids: list[int], renderer: Renderer) -> str:
+    """Text up to the first terminator."""
+    stops = set(renderer.stop_ids)
+    end = next((position for position, token in enumerate(ids) if token in stops), len(ids))
+    return str(renderer.tokenizer.decode(ids[:end], skip_special_tokens=True))
+
+
+def exact_match(predictions: Sequence[Prediction], *, intervals: bool) -> Score:
+    """Share of answers that equal the expected text up to white space at both ends."""
+    hits = np.array([prediction.exact for prediction in predictions], dtype=np.float64)
+    if len(hits) == 0:
+        return Score(0.0)
+    return _ratio(hits, np.ones(len(hits)), intervals)
+
+
+def predictions_lines(predictions: Sequence[Prediction]) -> str:
+    """One JSON object a line, for a predictions file."""
+    lines = [json.dumps({**asdict(p), "exact": p.exact}, ensure_ascii=False) for p in predictions]
+    return "\n".join(lines) + "\n"

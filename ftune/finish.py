@@ -1,0 +1,200 @@
+"""The end of a run: choose the best step, write `model/`, score exactly that artefact, report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftune import store
+from ftune.data.build import Split
+from ftune.device import peak_memory_bytes
+from ftune.evaluation import (
+    Prediction,
+    Scores,
+    exact_match,
+    likelihood_scores,
+    predict,
+    predictions_lines,
+    row_losses,
+)
+from ftune.loop import training_module
+from ftune.model import load_trainable
+from ftune.report import Report, data_summary, draw_loss, read_metrics, to_markdown
+from ftune.target import SIDECAR, Target, open_target, record_json
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+    from ftune.run import Run
+
+
+def finish(run: Run) -> Report:
+    """Publish `model/`, evaluate what was published, write the report. May be repeated after a kill."""
+    step = _choose_step(run)
+    if run.leads:
+        publish_artefact(run, step)
+    run.accelerator.wait_for_everyone()
+    run.optimizer.state.clear()
+    run.model.to("meta")  # the artefact is loaded next; two models need not fit
+    target = open_target(run.folder)
+    splits = {"eval": run.prepared.dataset.eval, "test": run.prepared.dataset.test}
+    metrics: dict[str, Scores] = {}
+    for name, split in splits.items():
+        if split is not None:
+            scores, predictions = score(run, target, split, name)
+            metrics[name] = scores
+            if predictions and run.leads:
+                run.store.write_text("predictions.jsonl", predictions_lines(predictions))
+    report = _report(run, step, metrics)
+    if run.leads:
+        _write_report(run, report)
+    if run.loaded.recipe.tracking:
+        run.accelerator.end_training()
+    run.accelerator.wait_for_everyone()
+    run.listener.finished(report, run.folder)
+    return report
+
+
+def _choose_step(run: Run) -> int:
+    """Put the weights of the step that becomes `model/` into the model: the best, else the last."""
+    state = run.state
+    best = state.best_step if run.plan.best is not None else None
+    step = state.step if best is None else best
+    if step == state.step:
+        return step
+    from safetensors.torch import load_file
+
+    folder = run.folder / "checkpoints" / f"step_{step:06d}"
+    store.verify(folder)
+    load_trainable(run.model, load_file(folder / "weights.safetensors"))
+    return step
+
+
+def publish_artefact(run: Run, step: int) -> None:
+    """`model/` in the ecosystem's own format, with tokenizer and sidecar; whole models in the base's type."""
+    recipe, prepared = run.loaded.recipe, run.prepared
+    record = record_json(recipe, run.loaded.folder, prepared.facts.model.fingerprint)
+
+    def write(folder: Path) -> None:
+        if recipe.method.standalone:
+            import torch
+
+            run.model.to(getattr(torch, prepared.facts.model.stored_dtype))
+        write_artefact(run.model, prepared.tokenizer, prepared.renderer.stop_ids, folder, recipe.method.save)
+        _write_json(folder / SIDECAR, record)
+
+    run.store.publish("model", write, {"step": step, "base": prepared.facts.model.fingerprint})
+
+
+def write_artefact(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: tuple[int, ...],
+    folder: Path,
+    save: Any,
+) -> None:
+    """Model and tokenizer into `folder`, with generation ending where training taught it to."""
+    settings = getattr(model, "generation_config", None)
+    if settings is not None and stop_ids:
+        settings.eos_token_id = list(stop_ids)
+    save(model, folder)
+    tokenizer.save_pretrained(str(folder))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    import json
+
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def score(run: Run, target: Target, split: Split, name: str) -> tuple[Scores, list[Prediction]]:
+    """Metrics of the artefact on one split, with intervals."""
+
+    def tick(done: int, total: int) -> None:
+        run.stop.check()
+        run.listener.phase(f"scoring {name}", done, total)
+
+    return score_target(
+        target,
+        split,
+        metrics=run.plan.metrics,
+        accelerator=run.accelerator,
+        batch_size=run.plan.eval_batch_size,
+        tick=tick,
+    )
+
+
+def score_target(
+    target: Target,
+    split: Split,
+    *,
+    metrics: tuple[str, ...],
+    accelerator: Accelerator,
+    batch_size: int,
+    tick: Any,
+) -> tuple[Scores, list[Prediction]]:
+    """Metrics of a loaded target on an encoded split, and its predictions where a metric needs them."""
+    if target.record is None:
+        raise AssertionError("a target without a recipe has no split")
+    recipe = target.record.recipe
+    module = accelerator.prepare_model(training_module(target.model, recipe.objective), evaluation_mode=True)
+    losses = row_losses(
+        module,
+        split.examples,
+        objective=recipe.objective,
+        accelerator=accelerator,
+        pad_id=target.pad_id,
+        batch_size=batch_size,
+        tick=tick,
+    )
+    scores = likelihood_scores(losses, metrics, intervals=True)
+    predictions: list[Prediction] = []
+    if "exact_match" in metrics:
+        predictions = predict(
+            target.model,
+            split.samples,
+            target.renderer,
+            pad_id=target.pad_id,
+            max_new_tokens=recipe.eval.max_new_tokens,
+            batch_size=batch_size,
+            tick=tick,
+        )
+        scores["exact_match"] = exact_match(predictions, intervals=True)
+    return scores, predictions
+
+
+def _report(run: Run, step: int, metrics: dict[str, Scores]) -> Report:
+    recipe, plan, state, dataset = run.loaded.recipe, run.plan, run.state, run.prepared.dataset
+    splits = {"train": dataset.train, "eval": dataset.eval, "test": dataset.test}
+    return {
+        "name": run.folder.name,
+        "model": recipe.model.name,
+        "method": recipe.method.name,
+        "objective": recipe.objective.name,
+        "finished": state.finished,
+        "steps": state.step,
+        "model_step": step,
+        "baseline": state.baseline,
+        "metrics": {name: {key: asdict(score) for key, score in scores.items()} for name, scores in metrics.items()},
+        "trainable_parameters": plan.trainable_parameters,
+        "total_parameters": plan.total_parameters,
+        "rows_seen": state.rows_seen,
+        "tokens_seen": state.tokens_seen,
+        "targets_seen": state.targets_seen,
+        "train_seconds": state.train_seconds,
+        "tokens_per_second": state.tokens_seen / max(state.train_seconds, 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(plan.device),
+        "planned_memory_bytes": sum(plan.memory_bytes.values()),
+        "data": {name: data_summary(split) for name, split in splits.items() if split is not None},
+    }
+
+
+def _write_report(run: Run, report: Report) -> None:
+    """`report.json` last: it marks the run as complete."""
+    draw_loss(read_metrics(run.folder / "metrics.jsonl"), run.folder / "loss.png")
+    run.store.write_text("report.md", to_markdown(report, run.plan))
+    run.log("finish", finished=report["finished"])
+    run.store.write_json("report.json", report)

@@ -1,0 +1,45 @@
+"""Start one process for each device with torch's elastic agent, and pass on the first failing rank's exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ftune.errors import LaunchError
+
+
+def launch(processes: int, arguments: Sequence[str], *, cores: int) -> None:
+    """Run `python -m ftune ARGUMENTS` in every process and wait.
+
+    Raises:
+        SystemExit: with the exit code of the first rank that failed with one.
+        LaunchError: a rank died without a code.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "ftune", *arguments)
+    except SignalException as error:
+        raise SystemExit(128 + int(error.sigval)) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            raise SystemExit(failure.exitcode) from None
+        raise LaunchError(f"rank {rank} died of signal {-failure.exitcode}. The same command goes on.") from None

@@ -1,0 +1,191 @@
+"""The training loop: a generator that makes one optimizer update per `next()`.
+
+It owns no files and prints nothing; `run` consumes it. The loss of a step is the sum over every target of the whole
+window, over all micro-batches and ranks, divided by their number once: neither accumulation nor the number of
+processes changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftune.data.encode import Example
+from ftune.data.order import Window, derived_seed, window
+from ftune.errors import DivergedError, MemoryExhausted
+from ftune.optim import learning_rate, set_learning_rate
+from ftune.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from ftune.objectives import Batch, Objective
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did.
+
+    Args:
+        step: updates done, counting this one.
+        loss: nats per target over the whole window.
+        grad_norm: before clipping.
+        learning_rate: of this update.
+        rows, tokens, targets: of the window over all ranks, without pads.
+        seconds: wall time.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    rows: int
+    tokens: int
+    targets: int
+    seconds: float
+
+
+def training_module(model: torch.nn.Module, objective: Objective) -> torch.nn.Module:
+    """A module whose forward is the objective's loss, so that DDP sees every call."""
+    import torch
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            return objective.loss(self.model, batch)
+
+    return Loss()
+
+
+def train_steps(
+    plan: Plan,
+    *,
+    accelerator: Accelerator,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    examples: Sequence[Example],
+    pad_id: int,
+    first_step: int,
+    interrupted: Callable[[], bool],
+) -> Iterator[StepResult]:
+    """Make updates `first_step` to `plan.steps - 1`.
+
+    Args:
+        plan: every number of the run.
+        accelerator: devices, precision and DDP; nothing else of it is used.
+        module: `training_module` as accelerate prepared it.
+        optimizer: over what learns.
+        objective: collates and scores.
+        examples: the encoded training split.
+        pad_id: id that fills short rows; it is masked by length.
+        first_step: updates already done.
+        interrupted: polled between micro-batches of a single process; true ends the loop without a partial update.
+
+    Yields:
+        One result per update.
+
+    Raises:
+        DivergedError: loss or gradient norm is not finite; raised before the update.
+        MemoryExhausted: the micro-batch does not fit.
+    """
+    module.train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for step in range(first_step, plan.steps):
+        started = time.perf_counter()
+        work = window(
+            examples, step, batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, seed=plan.seed
+        )
+        optimizer.zero_grad(set_to_none=True)
+        outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted)
+        if outcome is None:
+            return
+        loss, suspects = outcome
+        limit = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
+        grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise DivergedError(_diverged(step, loss, grad_norm, work, _over_ranks(suspects, accelerator)))
+        rate = learning_rate(plan, step)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+        rows = sum(len(batch) for batch in work.micro_batches)
+        seconds = time.perf_counter() - started
+        yield StepResult(step + 1, loss, grad_norm, rate, rows, work.num_tokens, work.num_targets, seconds)
+
+
+def _accumulate(
+    plan: Plan,
+    work: Window,
+    accelerator: Accelerator,
+    module: torch.nn.Module,
+    objective: Objective,
+    pad_id: int,
+    interrupted: Callable[[], bool],
+) -> tuple[float, list[str]] | None:
+    """Leave the window's gradient in the parameters.
+
+    Returns:
+        The window's loss per target, and the places of this rank's rows whose loss is not finite; None when interrupted.
+    """
+    import torch
+
+    ranks = accelerator.num_processes
+    mine = work.of_rank(accelerator.process_index, ranks)
+    weight = 1.0
+    if not mine:  # DDP waits for every rank's last backward: a zero-weighted dummy keeps it in step
+        mine, weight = [(0, work.micro_batches[0])], 0.0
+    sums_of: list[tuple[tuple[Example, ...], torch.Tensor]] = []
+    for position, (number, examples) in enumerate(mine):
+        if ranks == 1 and interrupted():
+            return None
+        torch.manual_seed(derived_seed("micro-batch", plan.seed, work.step, number))
+        batch = {k: v.to(accelerator.device) for k, v in objective.collate(list(examples), pad_id).items()}
+        synchronise = nullcontext() if position == len(mine) - 1 else accelerator.no_sync(module)
+        try:
+            with synchronise:
+                sums, _ = module(batch)
+                accelerator.backward(sums.sum() * (weight * ranks / work.num_targets))
+        except torch.OutOfMemoryError as error:
+            raise MemoryExhausted(_out_of_memory(plan)) from error
+        sums_of.append((examples, sums.detach()))
+    total = torch.cat([sums for _, sums in sums_of]).sum() * weight
+    if ranks > 1:
+        total = accelerator.reduce(total, reduction="sum")
+    loss = float(total) / work.num_targets
+    if math.isfinite(loss):
+        return loss, []
+    odd = [e.place for group, sums in sums_of for e, value in zip(group, sums.tolist(), strict=True)
+           if not math.isfinite(value)]  # fmt: skip
+    return loss, odd
+
+
+def _over_ranks(places: list[str], accelerator: Accelerator) -> list[str]:
+    from accelerate.utils import gather_object
+
+    return list(gather_object(places)) if accelerator.num_processes > 1 else places
+
+
+def _diverged(step: int, loss: float, grad_norm: float, work: Window, suspects: list[str]) -> str:
+    places = suspects or [example.place for batch in work.micro_batches for example in batch]
+    shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+    return (
+        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; expected finite numbers. Stopped before the update; "
+        f"the last checkpoint is good. Rows: {shown}. Lower train.learning_rate, or look at these rows."
+    )
+
+
+def _out_of_memory(plan: Plan) -> str:
+    smaller = max(1, plan.micro_batch_size // 2)
+    hint = f"Set train.micro_batch_size: {smaller}" if plan.micro_batch_size > 1 else "Lower data.max_length"
+    return (
+        f"out of memory with micro_batch_size {plan.micro_batch_size} and max_length {plan.max_length}. {hint}, or "
+        "train.activation_checkpointing: true. The global batch stays the same."
+    )

@@ -1,0 +1,131 @@
+"""The `Method` interface, and lookup of methods by file name.
+
+A method answers one question: which weights learn? The block `method:` of a recipe *is* the object: its fields are
+its hyper-parameters, its functions its behaviour. Adding a method is adding one file to this folder that defines
+`METHOD`; nothing else is edited. A dotted name (`method: {name: my_package.my_method}`) finds code elsewhere.
+
+torch, transformers and peft are imported inside functions only, so that `ftune check` stays cold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from ftune.errors import NotMergeable
+from ftune.lookup import find, names_in
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Method(BaseModel):
+    """Which weights learn. Fields are the method's hyper-parameters.
+
+    After `attach`, `requires_grad` is the single truth about what learns: the optimizer, the counts, the checkpoint
+    and the report all read it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str
+    """The file in `ftune/methods/` (or the dotted module) that defines the method."""
+
+    objectives: ClassVar[frozenset[str]]
+    """Names of the objectives it may be combined with."""
+    learns: ClassVar[str]
+    """One line for `ftune methods`: what learns."""
+    paper: ClassVar[str] = ""
+    """URL of the paper that introduced it."""
+    mergeable: ClassVar[bool] = False
+    """Whether its weights can be added into the base model's."""
+    standalone: ClassVar[bool] = False
+    """Whether `save` writes a whole model that needs no base model beside it."""
+    learning_rate: ClassVar[float]
+    """Default learning rate, used when the recipe says `auto`."""
+    learning_rate_evidence: ClassVar[str]
+    """Where that default comes from; the plan prints it."""
+
+    @property
+    def identity_at_start(self) -> bool:
+        """Whether `attach` leaves the model's function unchanged."""
+        return True
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Contradictions between fields, as (field, message); an empty list when there are none."""
+        return []
+
+    def storage_constraint(self) -> str | None:
+        """Why frozen weights must be kept in fp32 whatever the device prefers, or None."""
+        return None
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Add what the method needs to the tokenizer, in place, before any row is encoded."""
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+        """Add the method's weights to `model` and mark, by `requires_grad`, exactly what learns.
+
+        Random initialisation draws from torch's global generator, which the caller has seeded.
+        """
+        raise NotImplementedError
+
+    def skeleton(self) -> Method:
+        """The same method with an initialisation that needs no weights, for counting on the meta device."""
+        return self
+
+    def learning_rate_factors(self, model: torch.nn.Module) -> dict[str, float]:
+        """Names of parameters whose learning rate is a multiple of the recipe's, with that multiple."""
+        return {}
+
+    def trainable_parameters(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
+        """Closed form of the number of trainable parameters for targets of these shapes, where there is one."""
+        return None
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write the artefact in the ecosystem's own format into the existing, empty `folder`."""
+        raise NotImplementedError
+
+    def load(self, model: PreTrainedModel, folder: Path) -> torch.nn.Module:
+        """Put the artefact that `save` wrote onto a fresh base model.
+
+        Raises:
+            ArtifactError: a weight is missing, unexpected, or of another shape.
+        """
+        raise NotImplementedError
+
+    def merge(self, model: torch.nn.Module) -> PreTrainedModel:
+        """Add the method's weights into the base model's and return a plain model.
+
+        Raises:
+            NotMergeable: the method's function is not one of the base model's weights.
+        """
+        raise NotMergeable(f"method {self.name}: its weights cannot be added into the base model's.")
+
+
+def names() -> list[str]:
+    """Names of the methods that ship with ftune, without importing any of them."""
+    return names_in(__name__)
+
+
+def load(name: str) -> type[Method]:
+    """The method class called `name`.
+
+    Raises:
+        LookupError: no such method; the message lists those there are and the nearest.
+    """
+    return find(__name__, name, "METHOD", Method)
+
+
+def parse(block: Any) -> type[Method]:
+    """The class that a `method:` block asks for.
+
+    Raises:
+        LookupError: the block names no method or an unknown one.
+    """
+    name = block.get("name") if isinstance(block, dict) else block
+    if not isinstance(name, str):
+        raise LookupError(f"no method is named. Known: {', '.join(names())}.")
+    return load(name)

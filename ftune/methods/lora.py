@@ -1,0 +1,327 @@
+"""LoRA: a low-rank update B.A beside chosen linear layers of a frozen model.
+
+    y = W0 x + (alpha / rank) B A x          Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3
+    y = W0 x + (alpha / sqrt(rank)) B A x    rsLoRA, Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
+    W' = m (W0 + BA) / ||W0 + BA||_column    DoRA, Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5
+    W0 = (W0 - BA) + BA, BA the top SVD part PiSSA, Meng et al. 2024, https://arxiv.org/abs/2404.02948
+    B learns `learning_rate_ratio` times faster than A: LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354
+
+The layers are peft's and so is the folder that is written: anything that reads peft adapters reads ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from ftune.errors import ArtifactError, Problem, RecipeError, suggestion
+from ftune.methods import Method
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = "default"
+
+
+class Lora(Method):
+    """A low-rank update beside chosen linear layers; the base model stays frozen."""
+
+    name: Literal["lora"] = "lora"
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Inner dimension of the update. Higher holds more intricate changes; >= 1."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Numerator of the update's scale alpha/rank; > 0."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an input of A in training; 0 to below 1."""
+    target_modules: Literal["all_linear"] | Annotated[list[str], Field(min_length=1)] = "all_linear"
+    """Layers that get an update: `all_linear` (all but the output head), or ends of module names."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Another rank for modules whose name ends in the key."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Another alpha for modules whose name ends in the key."""
+    rslora: bool = False
+    """Scale by alpha/sqrt(rank) instead of alpha/rank, which keeps high ranks stable."""
+    dora: bool = False
+    """Learn the magnitude of each output column apart from its direction."""
+    init: Literal["default", "gaussian", "pissa"] = "default"
+    """Start of A and B: `default` and `gaussian` leave the model unchanged (B = 0); `pissa` moves the top singular
+    part of W0 into B.A, so that the principal directions learn first."""
+    learning_rate_ratio: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+: how many times faster B learns than A; null gives both the recipe's learning rate."""
+    new_tokens: list[str] = []
+    """Tokens to add to the vocabulary. Only their rows of the embeddings learn."""
+
+    objectives: ClassVar[frozenset[str]] = frozenset({"causal_lm"})
+    learns: ClassVar[str] = "a low-rank update B.A beside chosen linear layers"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    mergeable: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 2e-4
+    learning_rate_evidence: ClassVar[str] = "LoRA wants about 10x full tuning's rate: 1e-4 to 2e-4 in peft's comparison"
+
+    @property
+    def identity_at_start(self) -> bool:
+        """True: B is zero, or W0 is split into parts whose sum is W0."""
+        return not self.new_tokens
+
+    def problems(self) -> list[tuple[str, str]]:
+        """`pissa` and `dora` each redefine W0, and only one of them can."""
+        found = []
+        if self.dora and self.init == "pissa":
+            found.append(("dora", "cannot be combined with init: pissa, both redefine W0. Choose one."))
+        if len(set(self.new_tokens)) < len(self.new_tokens):
+            found.append(("new_tokens", "holds the same token twice. Remove one."))
+        return found
+
+    def storage_constraint(self) -> str | None:
+        """PiSSA subtracts B.A from W0, which rounds visibly in half precision."""
+        return "PiSSA splits W0, exact in fp32 only" if self.init == "pissa" else None
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Add `new_tokens` at the end of the vocabulary."""
+        from transformers import AddedToken
+
+        known = tokenizer.get_vocab()
+        existing = [token for token in self.new_tokens if token in known and known[token] < tokenizer.vocab_size]
+        if existing:
+            message = f"{existing} is already in the vocabulary. Remove it from the list."
+            raise RecipeError([Problem("method.new_tokens", message)])
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in self.new_tokens])
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+        """Freeze `model` and put A and B (fp32) beside each target.
+
+        Raises:
+            RecipeError: a target or pattern matches no linear layer.
+        """
+        from peft import get_peft_model
+
+        matched = matched_modules(model, self)
+        new_ids = [tokenizer.convert_tokens_to_ids(token) for token in self.new_tokens]
+        if new_ids:
+            grow_embeddings(model, tokenizer, self.new_tokens)
+        attached = get_peft_model(model, self._peft_config(model, matched, new_ids))
+        attached.peft_config[ADAPTER].base_model_name_or_path = model.config._name_or_path
+        if self.init == "pissa":
+            _remember_start(attached)
+        return cast("torch.nn.Module", attached)
+
+    def _peft_config(self, model: PreTrainedModel, matched: Mapping[str, Any], new_ids: list[int]) -> LoraConfig:
+        from peft import LoraConfig
+        from transformers.pytorch_utils import Conv1D
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=cast("int", self.alpha),
+            lora_dropout=self.dropout,
+            target_modules=shortest_names(model, list(matched)),
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern=cast("dict[str, int]", dict(self.alpha_pattern)),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=cast("Any", {"default": True, "gaussian": "gaussian", "pissa": "pissa"}[self.init]),
+            fan_in_fan_out=all(isinstance(module, Conv1D) for module in matched.values()),
+            trainable_token_indices=cast("Any", _token_rows(model, new_ids)),
+            task_type="CAUSAL_LM",
+        )
+
+    def skeleton(self) -> Method:
+        """Without SVD and without new rows, neither of which exists on the meta device."""
+        return self.model_copy(update={"init": "default", "new_tokens": []})
+
+    def learning_rate_factors(self, model: torch.nn.Module) -> dict[str, float]:
+        """LoRA+ (section 4): every B learns `learning_rate_ratio` times faster."""
+        if self.learning_rate_ratio is None:
+            return {}
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return {name: self.learning_rate_ratio for name in names if ".lora_B." in name}
+
+    def trainable_parameters(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
+        """Sum over targets of rank x (inputs + outputs), and for DoRA one magnitude for each output."""
+        total = 0
+        for name, (outputs, inputs) in shapes.items():
+            rank = next((r for key, r in self.rank_pattern.items() if ends_in(name, key)), self.rank)
+            total += rank * (inputs + outputs) + (outputs if self.dora else 0)
+        return total
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write a peft adapter folder. A PiSSA adapter becomes plain LoRA of twice the rank over the original base."""
+        from safetensors.torch import load_file, save_file
+
+        peft_model = cast("PeftModel", model)
+        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+        if self.init != "pissa":
+            return
+        weights = folder / "adapter_model.safetensors"
+        save_file(_against_original_base(peft_model, load_file(weights)), weights, metadata={"format": "pt"})
+        _rewrite_config_as_plain_lora(folder / "adapter_config.json", rslora=self.rslora)
+
+    def load(self, model: PreTrainedModel, folder: Path) -> torch.nn.Module:
+        """Put a peft adapter folder onto a fresh base; every weight must be there.
+
+        Raises:
+            ArtifactError: a weight is missing or unexpected.
+        """
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        config = LoraConfig.from_pretrained(str(folder))
+        if rows := config.trainable_token_indices:
+            needed = 1 + max(max(ids) for ids in cast("dict[str, list[int]]", rows).values())
+            if needed > model.get_input_embeddings().weight.shape[0]:
+                model.resize_token_embeddings(needed, mean_resizing=False)
+        attached = get_peft_model(model, config)
+        weights = load_file(folder / "adapter_model.safetensors")
+        outcome = set_peft_model_state_dict(attached, weights)
+        missing = [key for key in outcome.missing_keys if "lora_" in key or "trainable_tokens" in key]
+        if missing or outcome.unexpected_keys:
+            raise ArtifactError(
+                f"{folder}: the adapter does not fit this base model. Missing: {missing[:3] or 'none'}, "
+                f"unexpected: {outcome.unexpected_keys[:3] or 'none'}. Use the base it was trained on."
+            )
+        return cast("torch.nn.Module", attached.requires_grad_(False))
+
+    def merge(self, model: torch.nn.Module) -> PreTrainedModel:
+        """W0 + scale B A in the weights' own type; the caller loads them in fp32 and casts last."""
+        return cast("PreTrainedModel", cast("PeftModel", model).merge_and_unload())
+
+
+def ends_in(name: str, ending: str) -> bool:
+    """Whether the dotted module `name` is `ending` or ends in `.ending`."""
+    return name == ending or name.endswith(f".{ending}")
+
+
+def linear_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """All linear layers but the output head, by name in the order of the model."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    kinds = (torch.nn.Linear, Conv1D)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds) and module is not head}
+
+
+def matched_modules(model: PreTrainedModel, method: Lora) -> dict[str, Any]:
+    """The linear layers that `method` adapts, by name.
+
+    Raises:
+        RecipeError: a target, or a pattern's key, matches none of them.
+    """
+    linear = linear_modules(model)
+    leaves = {name.rsplit(".", 1)[-1] for name in linear}
+    wanted = [""] if method.target_modules == "all_linear" else method.target_modules
+    matched = {name: linear[name] for name in linear if any(not end or ends_in(name, end) for end in wanted)}
+    endings = [("target_modules", end, linear) for end in wanted if end]
+    endings += [("rank_pattern", key, matched) for key in method.rank_pattern]
+    endings += [("alpha_pattern", key, matched) for key in method.alpha_pattern]
+    problems = [
+        Problem(f"method.{field}", f"'{end}' matches no linear layer of this model.{suggestion(end, leaves)}")
+        for field, end, among in endings
+        if not any(ends_in(name, end) for name in among)
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return matched
+
+
+def shortest_names(model: PreTrainedModel, matched: list[str]) -> list[str]:
+    """Last parts of the names where they select the same modules, else whole names; sorted, so files are stable."""
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in matched})
+    selected = {name for name, _ in model.named_modules() if any(ends_in(name, leaf) for leaf in leaves)}
+    return leaves if selected == set(matched) else sorted(matched)
+
+
+def match_table(model: PreTrainedModel, method: Lora) -> list[tuple[str, int, tuple[int, ...]]]:
+    """(last part of the name, how many modules, shape of W0) of what `method` adapts, for people to read."""
+    table: dict[tuple[str, tuple[int, ...]], int] = {}
+    for name, shape in target_shapes(model, method).items():
+        key = (name.rsplit(".", 1)[-1], shape)
+        table[key] = table.get(key, 0) + 1
+    return [(leaf, count, shape) for (leaf, shape), count in table.items()]
+
+
+def target_shapes(model: PreTrainedModel, method: Lora) -> dict[str, tuple[int, ...]]:
+    """(outputs, inputs) of each layer that `method` adapts, by name; Conv1D stores its weight transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {
+        name: tuple(reversed(module.weight.shape)) if isinstance(module, Conv1D) else tuple(module.weight.shape)
+        for name, module in matched_modules(model, method).items()
+    }
+
+
+def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    """Give each new token a row that is the mean of the rows its text had before; grow the matrix only if it must."""
+    import torch
+
+    ids = [int(cast("int", tokenizer.convert_tokens_to_ids(token))) for token in tokens]
+    if max(ids) >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    first_new = min(ids)
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    with torch.no_grad():
+        for token, row in zip(tokens, ids, strict=True):
+            characters = tokenizer(list(token), add_special_tokens=False)["input_ids"]
+            pieces = [piece for ids_of in characters for piece in ids_of if piece < first_new]
+            for matrix in matrices.values():
+                if pieces:
+                    matrix[row] = matrix[pieces].float().mean(dim=0).to(matrix.dtype)
+
+
+def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:
+    """Rows that learn, by embedding module; a tied head follows its embedding without being named."""
+    if not new_ids:
+        return None
+    modules = {id(module): name for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = {modules[id(embedding)].rsplit(".", 1)[-1]: new_ids}
+    if head is not None and head.weight is not embedding.weight:
+        rows[modules[id(head)].rsplit(".", 1)[-1]] = new_ids
+    return rows
+
+
+def _remember_start(model: torch.nn.Module) -> None:
+    """Keep PiSSA's first A and B beside the learning ones: the artefact is the difference to them."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.register_buffer("start_A", module.lora_A[ADAPTER].weight.detach().clone(), persistent=False)
+            module.register_buffer("start_B", module.lora_B[ADAPTER].weight.detach().clone(), persistent=False)
+
+
+def _against_original_base(model: PeftModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """W0 - B0 A0 + B A = W0 + [B, -B0] [A; A0]: the same function as plain LoRA of twice the rank."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    converted = dict(state)
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+            converted[a] = torch.cat([state[a], module.start_A.cpu()], dim=0).contiguous()
+            converted[b] = torch.cat([state[b], -module.start_B.cpu()], dim=1).contiguous()
+    return converted
+
+
+def _rewrite_config_as_plain_lora(path: Path, *, rslora: bool) -> None:
+    """Double every rank and adjust alpha so that the scale stays what it was."""
+    import json
+
+    config = json.loads(path.read_text(encoding="utf-8"))
+    factor = math.sqrt(2) if rslora else 2
+    config["r"] *= 2
+    config["lora_alpha"] *= factor
+    config["rank_pattern"] = {key: 2 * rank for key, rank in config["rank_pattern"].items()}
+    config["alpha_pattern"] = {key: factor * alpha for key, alpha in config["alpha_pattern"].items()}
+    config["init_lora_weights"] = True
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+METHOD = Lora

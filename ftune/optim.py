@@ -1,0 +1,98 @@
+"""Optimizer, learning rate and their state as plain tensors by parameter name."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ftune.errors import ArtifactError
+from ftune.methods import Method
+from ftune.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+FACTOR = "learning_rate_factor"
+"""Key of a parameter group: its learning rate as a multiple of the schedule's."""
+
+
+def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The plan's optimizer over everything in `model` that learns. Vectors are not decayed."""
+    import torch
+
+    factors = method.learning_rate_factors(model)
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = plan.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((factors.get(name, 1.0), decay), []).append(parameter)
+    settings = [
+        {"params": parameters, FACTOR: factor, "weight_decay": decay, "lr": plan.learning_rate * factor}
+        for (factor, decay), parameters in groups.items()
+    ]
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(settings, fused=plan.device != "mps")
+    if plan.optimizer == "adafactor":
+        return torch.optim.Adafactor(settings)
+    return torch.optim.SGD(settings, momentum=0.9)
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Learning rate of `step` (from 0): linear warm-up over `warmup_steps`, then the schedule, 0 just after the end.
+
+    The first step already moves: warm-up reaches the peak at step `warmup_steps - 1`.
+    """
+    if step < plan.warmup_steps:
+        return plan.learning_rate * (step + 1) / plan.warmup_steps
+    if plan.schedule == "constant":
+        return plan.learning_rate
+    progress = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
+    if plan.schedule == "linear":
+        return plan.learning_rate * (1 - progress)
+    return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its multiple of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(FACTOR, 1.0)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """State tensors as `{parameter name}/{key}`, on the CPU."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put back what `optimizer_state` took; every learning parameter must have its state.
+
+    Raises:
+        ArtifactError: a parameter is missing or unknown.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, field = key.rpartition("/")
+        found.setdefault(name, {})[field] = value
+    if found.keys() != parameters.keys():
+        odd = sorted(found.keys() ^ parameters.keys())
+        raise ArtifactError(f"the optimizer state does not fit the model: {odd[:3]} on one side only.")
+    for name, parameter in parameters.items():
+        state = optimizer.state[parameter]
+        for field, value in found[name].items():
+            # a fresh, aligned copy on the parameter's device; step counters stay where the optimizer keeps them
+            state[field] = value.clone() if value.ndim == 0 and not _fused_on_device(optimizer) else value.to(
+                parameter.device, copy=True
+            )
+
+
+def _fused_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("fused") for group in optimizer.param_groups)

@@ -1,0 +1,356 @@
+"""What will happen: a pure function of recipe and facts. Nothing below this file invents a default.
+
+Every value keeps its source, so that `ftune plan` can say where each number came from. On resume the values that the
+machine chose are taken from the stored plan, so that a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ftune.data.order import steps_per_epoch
+from ftune.errors import MachineError, Problem, RecipeError
+from ftune.facts import Device, Facts, Machine
+from ftune.quantities import Duration, is_share, steps_of
+from ftune.recipe import Recipe
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+LONGEST_BY_DEFAULT = 1024
+MACHINE_CHOICES = ("micro_batch_size", "precision", "frozen_dtype", "activation_checkpointing", "num_threads")
+"""Fields that depend on the machine and stay what they were when a run is resumed."""
+OPTIMIZER_STATES = {"adamw": 2.0, "adafactor": 0.05, "sgd": 1.0}
+"""fp32 numbers of optimizer state per trainable parameter."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a process computes: the part of a plan that scoring and generation need too."""
+
+    device: Device
+    precision: Dtype
+    num_processes: int
+    num_threads: int
+    deterministic: bool
+
+
+class Plan(BaseModel):
+    """Everything a run does, decided. `sources` says where each value came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Device
+    num_processes: int
+    num_threads: int
+    precision: Dtype
+    frozen_dtype: Dtype
+    deterministic: bool
+    activation_checkpointing: bool
+    max_length: int
+    batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    steps: int
+    steps_per_epoch: int
+    examples: int
+    tokens_per_epoch: int
+    targets_per_epoch: int
+    optimizer: Literal["adamw", "adafactor", "sgd"]
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float | None
+    eval_every: int | None
+    generate_every: int | None
+    eval_batch_size: int
+    metrics: tuple[str, ...]
+    checkpoint_every: int
+    keep: int
+    best: str | None
+    patience: int | None
+    min_delta: float
+    max_minutes: float | None
+    total_parameters: int
+    trainable_parameters: int
+    memory_bytes: dict[str, int]
+    checkpoint_bytes: int
+    disk_bytes: int
+    seed: int
+    sources: dict[str, str]
+
+    @property
+    def runtime(self) -> Runtime:
+        """Device, precision and processes."""
+        return Runtime(self.device, self.precision, self.num_processes, self.num_threads, self.deterministic)
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """`{name: {"value": ..., "source": ...}}` for every field."""
+        values = self.model_dump(mode="json", exclude={"sources"})
+        return {name: {"value": value, "source": self.sources[name]} for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, dict[str, Any]]) -> Plan:
+        """Read what `to_json` wrote."""
+        values = {name: entry["value"] for name, entry in stored.items()}
+        return cls(**values, sources={name: entry["source"] for name, entry in stored.items()})
+
+    def continuing(self, stored: Plan) -> Plan:
+        """This plan with the choices the machine made when the run began."""
+        kept = {name: getattr(stored, name) for name in MACHINE_CHOICES}
+        kept["accumulation"] = accumulation(self.batch_size, stored.micro_batch_size, self.num_processes)
+        notes = {name: stored.sources[name] for name in kept}
+        return self.model_copy(update={**kept, "sources": {**self.sources, **notes}})
+
+
+def choose_max_length(recipe: Recipe, max_positions: int | None) -> tuple[int, str]:
+    """Longest example in tokens, and the source of the number.
+
+    Raises:
+        RecipeError: the recipe asks for more than the model can take.
+    """
+    asked = recipe.data.max_length
+    if asked == "auto":
+        if max_positions is None or max_positions >= LONGEST_BY_DEFAULT:
+            return LONGEST_BY_DEFAULT, "auto: min(1024, the model's limit)"
+        return max_positions, f"auto: the model's limit of {max_positions} positions"
+    if max_positions is not None and asked > max_positions:
+        message = f"{asked} exceeds the model's {max_positions} positions. Lower it."
+        raise RecipeError([Problem("data.max_length", message)])
+    return asked, "data.max_length"
+
+
+def choose_precision(recipe: Recipe, machine: Machine) -> tuple[Dtype, str]:
+    """Type of computation, and why.
+
+    Raises:
+        RecipeError: the device cannot train in the type the recipe names.
+    """
+    asked = recipe.train.precision
+    if asked == "auto":
+        if machine.fast_bf16:
+            return "bf16", f"auto: this {machine.device} device multiplies bf16 fastest"
+        return "fp32", f"auto: this {machine.device} device has no bf16 instructions"
+    if asked == "fp16" and machine.device != "cuda":
+        message = f"fp16 trains on CUDA only, this is {machine.device}. Use bf16, fp32 or auto."
+        raise RecipeError([Problem("train.precision", message)])
+    return asked, "train.precision"
+
+
+def choose_frozen_dtype(recipe: Recipe, precision: Dtype) -> tuple[Dtype, str]:
+    """Storage of frozen weights, and why."""
+    if recipe.method.standalone:
+        return "fp32", f"method {recipe.method.name}: every weight learns, so all are fp32 masters"
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype, "model.dtype"
+    reason = recipe.method.storage_constraint()
+    if reason is not None:
+        return "fp32", f"auto: {reason}"
+    return precision, f"auto: frozen weights are kept in the type of computation ({precision})"
+
+
+def accumulation(batch_size: int, micro_batch_size: int, num_processes: int) -> int:
+    """Micro-batches per process and optimizer step; the last may be short or absent."""
+    return math.ceil(math.ceil(batch_size / micro_batch_size) / num_processes)
+
+
+def make_plan(
+    recipe: Recipe, facts: Facts, source: Callable[[str], str] = lambda key: f"recipe: {key}"
+) -> Plan:
+    """Decide everything.
+
+    Args:
+        recipe: what was asked.
+        facts: what is true here.
+        source: names the place a dotted key was written, or `default`.
+
+    Raises:
+        RecipeError: the machine, the model or the data cannot do what was asked.
+        MachineError: there are not as many devices as asked.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def decide(name: str, value: Any, why: str) -> Any:
+        values[name], sources[name] = value, why
+        return value
+
+    _decide_machine(recipe, facts, source, decide)
+    _decide_batch(recipe, facts, source, decide, values)
+    _decide_optimizer(recipe, facts, source, decide, values)
+    _decide_cadences(recipe, facts, source, decide, values)
+    _decide_sizes(recipe, facts, decide, values)
+    return Plan(**values, sources=sources)
+
+
+Decide = Callable[[str, Any, str], Any]
+Where = Callable[[str], str]
+
+
+def _decide_machine(recipe: Recipe, facts: Facts, source: Where, decide: Decide) -> None:
+    machine = facts.machine
+    decide("device", machine.device, "found here")
+    devices = recipe.distributed.devices
+    if machine.device != "cpu" and devices > machine.num_devices:
+        raise MachineError(f"distributed.devices asks for {devices} devices; there are {machine.num_devices} here.")
+    decide("num_processes", devices, source("distributed.devices"))
+    decide("num_threads", max(1, machine.num_threads // devices), f"{machine.num_threads} cores / {devices} processes")
+    precision, why = choose_precision(recipe, machine)
+    decide("precision", precision, why)
+    decide("frozen_dtype", *choose_frozen_dtype(recipe, precision))
+    if machine.device == "cpu":
+        decide("deterministic", True, "runs on CPU always are")
+    else:
+        decide("deterministic", recipe.train.deterministic, source("train.deterministic"))
+    decide("seed", recipe.seed, source("seed"))
+
+
+def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
+    train, data = recipe.train, facts.data
+    decide("max_length", *choose_max_length(recipe, facts.model.max_positions))
+    decide("examples", data.examples, "counted in data.train after splitting and dropping")
+    decide("tokens_per_epoch", data.tokens, "counted")
+    decide("targets_per_epoch", data.targets, "counted")
+    decide("batch_size", train.batch_size, source("train.batch_size"))
+    checkpointing = _decide_checkpointing(recipe, facts, source, decide, values)
+    if train.micro_batch_size == "auto":
+        size, why = _largest_micro_batch(recipe, facts, values, checkpointing)
+        decide("micro_batch_size", size, why)
+    else:
+        decide("micro_batch_size", train.micro_batch_size, source("train.micro_batch_size"))
+    size, processes = values["micro_batch_size"], values["num_processes"]
+    why = f"batch_size {train.batch_size} / (micro_batch_size {size} x {processes} processes), rounded up"
+    decide("accumulation", accumulation(train.batch_size, size, processes), why)
+    per_epoch = steps_per_epoch(data.examples, train.batch_size)
+    decide("steps_per_epoch", per_epoch, f"{data.examples} examples / batch_size {train.batch_size}, rounded up")
+    duration = Duration.parse(train.duration)
+    if duration.unit == "steps":
+        decide("steps", int(duration.count), source("train.duration"))
+    elif duration.unit == "epochs":
+        steps = max(1, math.ceil(duration.count * per_epoch))
+        decide("steps", steps, f"{train.duration} x {per_epoch} steps ({source('train.duration')})")
+    else:
+        per_step = data.tokens / per_epoch
+        steps = max(1, math.ceil(duration.count / per_step))
+        decide("steps", steps, f"{train.duration} / {per_step:.0f} tokens a step ({source('train.duration')})")
+    decide("max_minutes", train.max_minutes, source("train.max_minutes"))
+
+
+def _decide_checkpointing(
+    recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]
+) -> bool:
+    asked = recipe.train.activation_checkpointing
+    if asked != "auto":
+        decide("activation_checkpointing", asked, source("train.activation_checkpointing"))
+        return asked
+    memory = estimate_memory(recipe, facts, values, micro_batch_size=1, checkpointing=False)
+    needed, there = sum(memory.values()), facts.machine.memory_bytes
+    on = needed > 0.8 * there
+    why = f"auto: one example needs about {needed / 2**30:.1f} of {there / 2**30:.1f} GiB without it"
+    decide("activation_checkpointing", on, why)
+    return on
+
+
+def _largest_micro_batch(
+    recipe: Recipe, facts: Facts, values: dict[str, Any], checkpointing: bool
+) -> tuple[int, str]:
+    """The largest power of two, at most 8 on CPU and 64 elsewhere, whose estimate fills under 60% of the memory."""
+    ceiling = 8 if facts.machine.device == "cpu" else 64
+    budget = 0.6 * facts.machine.memory_bytes / (values["num_processes"] if facts.machine.device == "cpu" else 1)
+    share = max(1, math.ceil(recipe.train.batch_size / values["num_processes"]))
+    size = 1
+    while size * 2 <= min(ceiling, share):
+        memory = estimate_memory(recipe, facts, values, micro_batch_size=size * 2, checkpointing=checkpointing)
+        if sum(memory.values()) > budget:
+            break
+        size *= 2
+    return size, f"auto: largest power of two <= {min(ceiling, share)} within 60% of {budget / 0.6 / 2**30:.1f} GiB"
+
+
+def estimate_memory(
+    recipe: Recipe, facts: Facts, values: dict[str, Any], *, micro_batch_size: int, checkpointing: bool
+) -> dict[str, int]:
+    """Bytes on one device, by item. An estimate: activations are counted per layer as 34 widths a token (Korthikanti
+    et al. 2022, eq. 2, without the attention matrix), or one when they are recomputed.
+    """
+    model = facts.model
+    tokens = micro_batch_size * min(facts.data.longest, values["max_length"])
+    element = BYTES[values["precision"]]
+    trainable = model.trainable_parameters
+    frozen = model.total_parameters - trainable
+    per_layer = 2 if checkpointing else 17 * element / 2 + 17
+    return {
+        "frozen weights": frozen * BYTES[values["frozen_dtype"]],
+        "trainable weights": trainable * 4,
+        "gradients": trainable * 4,
+        "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
+        "activations": int(tokens * model.width * model.num_layers * per_layer),
+        "logits": tokens * model.vocabulary * (element + 8),
+    }
+
+
+def _decide_optimizer(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
+    train, method = recipe.train, recipe.method
+    decide("optimizer", train.optimizer, source("train.optimizer"))
+    if train.learning_rate == "auto":
+        evidence = f"auto: default of method {method.name} ({method.learning_rate_evidence})"
+        decide("learning_rate", method.learning_rate, evidence)
+    else:
+        decide("learning_rate", float(train.learning_rate), source("train.learning_rate"))
+    decide("schedule", train.schedule, source("train.schedule"))
+    if is_share(train.warmup):
+        warmup = min(steps_of(train.warmup, values["steps"]), values["steps"])
+        decide("warmup_steps", warmup, f"{train.warmup} of {values['steps']} steps ({source('train.warmup')})")
+    else:
+        decide("warmup_steps", min(int(train.warmup), values["steps"]), source("train.warmup"))
+    decide("weight_decay", float(train.weight_decay), source("train.weight_decay"))
+    decide("max_grad_norm", train.max_grad_norm, source("train.max_grad_norm"))
+
+
+def _decide_cadences(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
+    steps, held = values["steps"], facts.data.eval_examples > 0
+
+    def cadence(key: str, value: int | str | None, needed: bool = True) -> tuple[int | None, str]:
+        if value is None or not needed:
+            return None, source(key) if needed else "there is no data.eval"
+        why = f"{value} of {steps} steps ({source(key)})" if is_share(value) else source(key)
+        return steps_of(value, steps), why
+
+    decide("eval_every", *cadence("eval.every", recipe.eval.every, held))
+    decide("generate_every", *cadence("eval.generate_every", recipe.eval.generate_every, held))
+    decide("eval_batch_size", values["micro_batch_size"], "as large as a micro-batch")
+    if recipe.eval.metrics == "auto":
+        decide("metrics", recipe.objective.likelihood_metrics, "auto: what one forward pass yields")
+    else:
+        decide("metrics", tuple(dict.fromkeys(["loss", *recipe.eval.metrics])), source("eval.metrics"))
+    decide("checkpoint_every", *cadence("checkpoint.every", recipe.checkpoint.every))
+    decide("keep", recipe.checkpoint.keep, source("checkpoint.keep"))
+    why = source("checkpoint.best") if held else "there is no data.eval"
+    decide("best", recipe.checkpoint.best if held else None, why)
+    stopping = recipe.train.early_stopping
+    decide("patience", None if stopping is None else stopping.patience, source("train.early_stopping"))
+    decide("min_delta", 0.0 if stopping is None else float(stopping.min_delta), source("train.early_stopping"))
+
+
+def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str, Any]) -> None:
+    model = facts.model
+    decide("total_parameters", model.total_parameters, f"counted on {model.architecture}")
+    decide("trainable_parameters", model.trainable_parameters, f"counted after attaching {recipe.method.name}")
+    memory = estimate_memory(
+        recipe,
+        facts,
+        values,
+        micro_batch_size=values["micro_batch_size"],
+        checkpointing=values["activation_checkpointing"],
+    )
+    decide("memory_bytes", memory, "estimate from shapes; the report compares it with what was used")
+    state = int(model.trainable_parameters * 4 * (1 + OPTIMIZER_STATES[recipe.train.optimizer]))
+    decide("checkpoint_bytes", state, "trainable weights and optimizer in fp32")
+    copies = recipe.checkpoint.keep + 1 + (values["best"] is not None)
+    artefact = model.trainable_parameters * 4
+    decide("disk_bytes", copies * state + artefact, f"{copies} checkpoints at most at one time, and model/")

@@ -1,0 +1,215 @@
+"""The recipe: what the user asked for, as frozen pydantic models.
+
+Every field states meaning, unit and range; `ftune.load` reads a file into a `Recipe`, and nothing is ever written
+back into one. A key exists only together with code that obeys it. Off is `null`; either/or is one typed value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny
+
+from ftune.methods import Method
+from ftune.methods.full import Full
+from ftune.objectives import Objective
+from ftune.objectives.causal_lm import CausalLM
+from ftune.quantities import Duration, Slice, parse_share
+
+
+def _checked(parse: Callable[[str], object]) -> AfterValidator:
+    """A validator that keeps the text as written once `parse` accepts it."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            parse(value)
+        return value
+
+    return AfterValidator(check)
+
+
+Share = Annotated[str, _checked(parse_share)]
+Cadence = Annotated[int, Field(ge=1)] | Share
+Split = Annotated[str, _checked(Slice.parse)]
+
+FORMATS = ("text", "prompt_completion", "instruction", "chat")
+Format = Literal["auto", "text", "prompt_completion", "instruction", "chat"]
+COLUMNS = {
+    "text": ("text",),
+    "prompt_completion": ("prompt", "completion", "system"),
+    "instruction": ("instruction", "input", "output", "system"),
+    "chat": ("messages",),
+}
+"""Our names for the columns of each format; the first of them is always required."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which pretrained model, and how its frozen weights are kept."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Hub id, local folder (relative to the recipe, starting with ./ or ../, or absolute), `builtin:NAME`, or a
+    finished run whose result is the start."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id; resolved once and recorded in the run. Null takes the default branch."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Storage of frozen weights; `auto` takes the device's fastest type. What learns is always fp32."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run; true needs a 40-hex `revision`."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` takes the architecture only and draws the weights from the seed."""
+
+
+class Source(Section):
+    """One source of rows, when a path alone does not say enough."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """File, glob or hub id; files are relative to the recipe."""
+    split: Split = "train"
+    """Split of a hub set and a range of rows: `train`, `test[:400]`, `[10%:]`; files have the range only."""
+    revision: str | None = None
+    """Commit of a hub set."""
+    format: Format | None = None
+    """Row format of this source; null takes `data.format`."""
+    columns: dict[str, str] | None = None
+    """Column names of this source, ours to theirs; null takes `data.columns`."""
+
+
+class Data(Section):
+    """Where rows come from and how they become tokens."""
+
+    train: str | Source | Annotated[list[str | Source], Field(min_length=1)]
+    """Path relative to the recipe, glob, hub id, a block with `path` and `split`, or a list of these."""
+    eval: str | Source | list[str | Source] | None = None
+    """Like `train`; or a share of train such as `5%`, split by group after exact de-duplication; or null."""
+    test: str | Source | list[str | Source] | None = None
+    """Like `train`; scored once, at the end."""
+    format: Format = "auto"
+    """Row format; `auto` decides by column names where that is unambiguous, and prints its choice."""
+    columns: dict[str, str] = {}
+    """Names of columns, ours to theirs: `{prompt: question, completion: answer}`."""
+    template: Annotated[str, Field(min_length=1)] | None = None
+    """Jinja (sandboxed) that renders a prompt from the row's columns or, if it uses `messages`, a whole conversation.
+    Null takes the tokenizer's chat template when it has one, else the text as it is."""
+    train_on: Literal["completion", "last", "all"] = "completion"
+    """Supervised part: every completion or assistant turn, the last one, or every token."""
+    max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    """Longest example in tokens; `auto` is the smaller of 1024 and the model's limit."""
+    overlong: Literal["error", "drop", "truncate_prompt", "truncate", "split"] | None = None
+    """What happens to rows longer than `max_length`, always counted. Null: `split` for text, else `error`."""
+
+
+class EarlyStopping(Section):
+    """Stop when the evaluation no longer improves."""
+
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Evaluations without improvement before the run stops; >= 1."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest fall of the watched loss that counts as improvement; nats per token, >= 0."""
+
+
+class Train(Section):
+    """How long, how fast, in what precision."""
+
+    duration: Annotated[str, _checked(Duration.parse)] = "3 epochs"
+    """`3 epochs`, `500 steps` or `2_000_000 tokens`."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """A cap for this start, in minutes of training: saves and stops; the same command goes on."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Examples per optimizer step over all devices; >= 1."""
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Examples per forward on one device; accumulation follows. `auto` is a formula over memory and shapes."""
+    learning_rate: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Peak learning rate, >= 0; `auto` is the method's default."""
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """`adamw` (betas 0.9, 0.999), `adafactor` (factored second moment, little memory) or `sgd` (momentum 0.9)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up: to zero along a cosine or a line, or constant."""
+    warmup: Annotated[int, Field(ge=0)] | Share = "3%"
+    """Steps of linear warm-up, as a number or a share of the run."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of matrices; vectors (biases, norms) have none. >= 0."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this norm; null leaves them."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of computation; `auto` is bf16 where the device computes faster in it, else fp32."""
+    activation_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations in the backward pass to save memory; `auto` decides from the memory estimate."""
+    deterministic: bool = False
+    """Bit-equal repeats on CUDA, at some cost; runs on CPU always are."""
+    early_stopping: EarlyStopping | None = None
+    """Stop early; needs `data.eval`."""
+
+
+class Eval(Section):
+    """When and what to measure on `data.eval`."""
+
+    every: Cadence = "10%"
+    """Steps between evaluations, or a share of the run. The first and the last step always evaluate."""
+    max_rows: Annotated[int, Field(ge=1)] | None = 500
+    """Evaluate on at most this many rows, chosen by the seed; null takes all."""
+    metrics: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """`auto` is what one forward pass yields; name `exact_match` to compare generated answers as well."""
+    generate_every: Cadence | None = None
+    """Steps between evaluations that generate; null generates only at the end."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    """Longest generated answer, in tokens."""
+
+
+class Checkpoint(Section):
+    """When to save, and what to keep."""
+
+    every: Cadence = "10%"
+    """Steps between checkpoints, or a share of the run. A new best and the last step always save."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints kept; the best is kept besides."""
+    best: Literal["eval_loss"] | None = "eval_loss"
+    """What makes a checkpoint the best, smaller being better; null makes `model/` the last. Needs `data.eval`."""
+
+
+class Distributed(Section):
+    """Processes that share the work."""
+
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Devices (on CPU: processes) on this machine; above 1, `ftune train` starts one process for each."""
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    model: Model
+    """Which pretrained model."""
+    objective: SerializeAsAny[Objective] = CausalLM()
+    """From what signal the weights learn."""
+    method: SerializeAsAny[Method] = Full()
+    """Which weights learn."""
+    data: Data
+    """Rows and how they become tokens."""
+    train: Train = Train()
+    """Duration, batch, learning rate, precision."""
+    eval: Eval = Eval()
+    """Evaluation."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Saving."""
+    distributed: Distributed = Distributed()
+    """Processes."""
+    tracking: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Where metrics go besides `metrics.jsonl`; needs the extra `trackers`."""
+    output_dir: Annotated[str, Field(min_length=1)] = "runs/{recipe}"
+    """Run folder, relative to the current directory; `{recipe}` is the recipe file's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of everything random; 0 to 2**63 - 1."""
+
+
+def sources(value: str | Source | list[str | Source] | None) -> list[Source]:
+    """`data.train`, `data.eval` or `data.test` as a list of blocks."""
+    if value is None:
+        return []
+    items = value if isinstance(value, list) else [value]
+    return [Source(path=item) if isinstance(item, str) else item for item in items]

@@ -1,0 +1,376 @@
+"""Train: joins the parts, plan -> model and data -> loop -> checkpoint -> report. The one place with side effects.
+
+The same call starts a run, goes on with one that was cut, or finishes one whose training is done. What a run needs to
+go on is in its checkpoints; everything else is recomputed, since order and randomness are functions of the seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftune import drift, finish, provenance, store
+from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
+from ftune.errors import ArtifactError, Interrupted, Problem, RecipeError
+from ftune.evaluation import exact_match, likelihood_scores, mean_loss, predict, row_losses
+from ftune.listener import Listener
+from ftune.load import Loaded
+from ftune.loop import StepResult, train_steps, training_module
+from ftune.model import frozen_fingerprint, load_trainable, trainable_state
+from ftune.optim import build_optimizer, load_optimizer_state, optimizer_state
+from ftune.plan import Plan
+from ftune.prepare import Prepared, output_dir_of, prepare
+from ftune.report import Report
+from ftune.signals import StopFlag
+from ftune.state import TrainState
+from ftune.store import Store
+from ftune.target import attached, pad_id_of, record_json
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@dataclass
+class Run:
+    """A run in progress: what was decided, what is loaded, where it stands."""
+
+    loaded: Loaded
+    prepared: Prepared
+    plan: Plan
+    folder: Path
+    store: Store
+    listener: Listener
+    stop: StopFlag
+    accelerator: Accelerator
+    model: torch.nn.Module
+    module: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    saved: TrainState | None = None
+    frozen_hash: str | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one event to `metrics.jsonl` and to the trackers."""
+        if self.leads:
+            self.store.append_json("metrics.jsonl", {"event": event, "step": self.state.step, **values})
+            if self.loaded.recipe.tracking and event in ("step", "eval"):
+                numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+                self.accelerator.log(numbers, step=self.state.step)
+
+
+def train(
+    loaded: Loaded,
+    *,
+    listener: Listener,
+    stop: StopFlag,
+    overwrite: bool = False,
+    on_operation: store.OnOperation | None = None,
+) -> Report:
+    """Run the recipe to its end and return the report.
+
+    Args:
+        loaded: the recipe. The caller holds the lock of its run folder.
+        listener: hears of progress.
+        stop: set by signals; polled in every phase.
+        overwrite: delete what an earlier run left in the folder first.
+        on_operation: fault injection for tests, see `Store`.
+
+    Raises:
+        FtuneError: whatever went wrong, with its exit code. `Interrupted` after saving.
+    """
+    folder = output_dir_of(loaded)
+    drift.refuse_foreign_folder(folder)
+
+    def tick(what: str, done: int, total: int) -> None:
+        stop.check()
+        listener.phase(what, done, total)
+
+    prepared = prepare(loaded, tick)
+    run = _open(loaded, prepared, folder, listener, stop, Store(folder, on_operation), overwrite)
+    if _goes_on(run):
+        run.state.finished = None
+        _train(run)
+    return finish.finish(run)
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether steps are left to make, also after the recipe was extended."""
+    state, plan = run.state, run.plan
+    if state.finished == "early_stopping" and plan.patience is not None:
+        return state.evaluations_without_gain < plan.patience
+    return state.finished is None or state.step < plan.steps
+
+
+def _open(
+    loaded: Loaded,
+    prepared: Prepared,
+    folder: Path,
+    listener: Listener,
+    stop: StopFlag,
+    disk: Store,
+    overwrite: bool,
+) -> Run:
+    """Start a run or take up one that is there. Nothing is written before everything is known to fit."""
+    plan = prepared.plan
+    exists = (folder / "run.json").is_file() and not overwrite
+    if exists:
+        drift.refuse_drift(folder, loaded, provenance.fingerprints(prepared))
+        stored = Plan.from_json(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+        plan = plan.continuing(stored)
+    accelerator = build_accelerator(plan.runtime, tracking=tuple(loaded.recipe.tracking), folder=folder)
+    if accelerator.is_main_process:
+        prepared.dataset.train.report.notes.extend(disk.sweep())
+    accelerator.wait_for_everyone()
+    checkpoint = _newest_checkpoint(loaded, plan, folder, listener) if exists else None
+    if accelerator.is_main_process:
+        _write_head(disk, loaded, prepared, plan, overwrite=overwrite)
+    accelerator.wait_for_everyone()
+    listener.phase("loading the model", 0, 0)
+    recipe = loaded.recipe
+    model = attached(prepared.start, recipe, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
+    stop.check()
+    if plan.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    module = accelerator.prepare_model(training_module(model, recipe.objective))
+    optimizer = build_optimizer(plan, recipe.method, model)
+    run = Run(loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState())
+    if recipe.method.storage_constraint() is not None:
+        run.frozen_hash = frozen_fingerprint(model)  # attaching changed the base: a resumed run must change it equally
+    _take_up(run, checkpoint)
+    if recipe.tracking:
+        accelerator.init_trackers("ftune", config={"recipe": json.dumps(recipe.model_dump(mode="json"))})
+    return run
+
+
+def _write_head(disk: Store, loaded: Loaded, prepared: Prepared, plan: Plan, *, overwrite: bool) -> None:
+    """What a run folder says of itself before training."""
+    if overwrite:
+        for name in sorted(drift.OURS - {".lock", ".lock.json"}):
+            disk.remove(name)
+    there = sum(file.stat().st_size for file in (disk.root / "checkpoints").rglob("*") if file.is_file())
+    disk.require_space(max(plan.checkpoint_bytes, plan.disk_bytes - there), "this run")
+    record = record_json(loaded.recipe, loaded.folder, prepared.facts.model.fingerprint)
+    disk.write_text("recipe.yaml", loaded.text)
+    disk.write_json("resolved.json", record)
+    disk.write_json("plan.json", plan.to_json())
+    if not (disk.root / "run.json").is_file():
+        disk.write_json("run.json", provenance.describe(loaded, prepared))
+    else:
+        disk.remove("report.json")  # a run that goes on is not finished
+
+
+def _newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Listener) -> tuple[int, Path] | None:
+    """The newest checkpoint that verifies; None when there is none yet.
+
+    Raises:
+        ArtifactError: there are checkpoints, and none is good.
+        RecipeError: the run has made more steps than the recipe now asks for.
+    """
+    found, skipped = store.newest_good(folder)
+    for message in skipped:
+        listener.note(f"skipped a damaged checkpoint: {message}")
+    if found is None and skipped:
+        raise ArtifactError("\n".join([f"{folder}: every checkpoint is damaged. Start anew with --overwrite.", *skipped]))
+    if found is not None and found[0] > plan.steps:
+        message = f"the run has made {found[0]} steps already, more than the {plan.steps} asked for now. Raise it."
+        raise RecipeError([Problem("train.duration", message, loaded.source("train.duration"))])
+    return found
+
+
+def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
+    """Put the checkpoint's weights, optimizer and state in place, and cut the log back to its step.
+
+    Raises:
+        ArtifactError: it does not fit the model.
+    """
+    if checkpoint is None:
+        if run.leads:
+            run.store.keep_lines("metrics.jsonl", lambda event: False)
+        run.log("start", time=provenance.now())
+        return
+    from safetensors.torch import load_file
+
+    step, folder = checkpoint
+    if store.read_manifest(folder)["frozen_hash"] != run.frozen_hash:
+        raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
+    run.state = TrainState.model_validate_json((folder / "state.json").read_text(encoding="utf-8"))
+    load_trainable(run.model, load_file(folder / "weights.safetensors"))
+    if step > 0:
+        load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))
+    run.saved = run.state.model_copy()
+    if run.leads:
+        run.store.keep_lines("metrics.jsonl", lambda event: event["step"] <= step)
+    run.log("resume", time=provenance.now())
+    run.listener.note(f"goes on after step {step} of {run.plan.steps}")
+
+
+def _train(run: Run) -> None:
+    """Consume the loop: log, evaluate, save, stop."""
+    plan, state = run.plan, run.state
+    run.listener.planned(plan, state.step)
+    if state.step == 0 and not state.baseline:
+        state.baseline = _evaluate(run, generate=False)
+    elif state.evaluated_step < state.step and _due(state.step, plan.eval_every, plan.steps):
+        _after_step(run)  # the run was cut between this step and its evaluation
+    steps = train_steps(
+        plan,
+        accelerator=run.accelerator,
+        module=run.module,
+        optimizer=run.optimizer,
+        objective=run.loaded.recipe.objective,
+        examples=run.prepared.dataset.train.examples,
+        pad_id=pad_id_of(run.prepared.tokenizer),
+        first_step=state.step,
+        interrupted=lambda: run.stop.set,
+    )
+    while state.finished is None and not _interrupted_anywhere(run):
+        result = next(steps, None)
+        if result is None:
+            break
+        _count(state, result)
+        memory = peak_memory_bytes(plan.device)
+        run.log("step", memory_bytes=memory, **{k: v for k, v in asdict(result).items() if k != "step"})
+        run.listener.step(result, plan, memory)
+        _after_step(run)
+    if state.finished is None:
+        _save_and_leave(run)
+
+
+def _save_and_leave(run: Run) -> None:
+    """Save this step and end, because a signal asked for it."""
+    _save(run)
+    number = run.stop.signal_number or 15
+    done = f"step {run.state.step} of {run.plan.steps} is saved"
+    raise Interrupted(number, f"interrupted; {done}. The same command goes on.")
+
+
+def _count(state: TrainState, result: StepResult) -> None:
+    state.step = result.step
+    state.rows_seen += result.rows
+    state.tokens_seen += result.tokens
+    state.targets_seen += result.targets
+    state.train_seconds += result.seconds
+
+
+def _due(step: int, every: int | None, last: int) -> bool:
+    return every is not None and (step % every == 0 or step == last)
+
+
+def _after_step(run: Run) -> None:
+    """Evaluate and save when due; decide whether to end."""
+    plan, state = run.plan, run.state
+    better = False
+    if _due(state.step, plan.eval_every, plan.steps):
+        metrics = _evaluate(run, generate=_due(state.step, plan.generate_every, -1))
+        state.evaluated_step = state.step
+        better = _note_best(state, metrics["loss"], plan)
+        if plan.patience is not None and state.evaluations_without_gain >= plan.patience:
+            state.finished = "early_stopping"
+    if state.step == plan.steps:
+        state.finished = "complete"
+    elif plan.max_minutes is not None and time.monotonic() - run.started >= 60 * plan.max_minutes:
+        state.finished = state.finished or "max_minutes"
+    asked, run.stop.save_asked = run.stop.save_asked, False
+    if better or asked or state.finished is not None or _due(state.step, plan.checkpoint_every, plan.steps):
+        _save(run)
+
+
+def _note_best(state: TrainState, loss: float, plan: Plan) -> bool:
+    """Update the best; a loss that is not finite never is. True when this one must be saved."""
+    if state.best_loss is None or loss < state.best_loss - plan.min_delta:
+        state.evaluations_without_gain = 0
+    else:
+        state.evaluations_without_gain += 1
+    if math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
+        state.best_loss, state.best_step = loss, state.step
+        return plan.best is not None
+    return False
+
+
+def _interrupted_anywhere(run: Run) -> bool:
+    """Whether any process was told to stop; all of them learn of it."""
+    if run.accelerator.num_processes == 1:
+        return run.stop.set
+    import torch
+
+    flag = torch.tensor(float(run.stop.signal_number or 0), device=run.accelerator.device)
+    number = int(run.accelerator.gather(flag.reshape(1)).max())
+    run.stop.signal_number = number or None
+    return number > 0
+
+
+def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
+    """Score the held-out rows; without any, an empty dict."""
+    split, plan = run.prepared.dataset.eval, run.plan
+    if split is None:
+        return {}
+
+    def tick(done: int, total: int) -> None:
+        run.listener.phase("evaluating", done, total)
+        if run.accelerator.num_processes == 1 and run.stop.set:
+            _save_and_leave(run)
+
+    pad_id = pad_id_of(run.prepared.tokenizer)
+    losses = row_losses(
+        run.module,
+        split.examples,
+        objective=run.loaded.recipe.objective,
+        accelerator=run.accelerator,
+        pad_id=pad_id,
+        batch_size=plan.eval_batch_size,
+        tick=tick,
+    )
+    metrics = {name: score.value for name, score in likelihood_scores(losses, plan.metrics, intervals=False).items()}
+    metrics["loss"] = mean_loss(losses)
+    if generate and "exact_match" in plan.metrics:
+        answers = predict(
+            run.model,
+            split.samples,
+            run.prepared.renderer,
+            pad_id=pad_id,
+            max_new_tokens=run.loaded.recipe.eval.max_new_tokens,
+            batch_size=plan.eval_batch_size,
+            tick=tick,
+        )
+        metrics["exact_match"] = exact_match(answers, intervals=False).value
+    run.log("eval", **metrics)
+    run.listener.evaluated(run.state.step, metrics)
+    return metrics
+
+
+def _save(run: Run) -> None:
+    """Publish a checkpoint of this step, unless the same is on disk already. All processes wait for it."""
+    if run.leads and run.saved != run.state:
+        publish_checkpoint(run)
+    run.saved = run.state.model_copy()
+    run.accelerator.wait_for_everyone()
+
+
+def publish_checkpoint(run: Run) -> None:
+    """Weights that learn, optimizer, state: whole or absent on disk."""
+    from safetensors.torch import save_file
+
+    state = run.state
+
+    def write(folder: Path) -> None:
+        save_file(trainable_state(run.model), folder / "weights.safetensors")
+        if state.step > 0:
+            save_file(optimizer_state(run.optimizer, run.model), folder / "optimizer.safetensors")
+        (folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
+
+    facts = {"step": state.step, "frozen_hash": run.frozen_hash, "base": run.prepared.facts.model.fingerprint}
+    run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts)
+    protected = {state.step} | ({state.best_step} if run.plan.best and state.best_step is not None else set())
+    store.prune(run.store, run.plan.keep, protected)
+    run.log("checkpoint")

@@ -1,0 +1,228 @@
+"""`ftune eval` and `ftune generate` as plain functions: open a target, score it or let it write."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ftune.data.build import Tick, encode_split, read_samples
+from ftune.data.read import Row
+from ftune.data.shape import Sample, Turn
+from ftune.device import build_accelerator, torch_dtype
+from ftune.errors import DataError, Problem, RecipeError, suggestion
+from ftune.evaluation import Prediction, Scores, generate
+from ftune.facts import look_at_machine
+from ftune.finish import score_target
+from ftune.load import load_recipe
+from ftune.model import limit_of
+from ftune.plan import Runtime, choose_frozen_dtype, choose_max_length, choose_precision
+from ftune.recipe import Data, Recipe
+from ftune.target import SIDECAR, Record, Target, kind_of, open_target, read_record
+
+SplitName = Literal["train", "eval", "test"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one target on one split."""
+
+    target: str
+    split: str
+    rows: int
+    metrics: Scores
+    baseline: dict[str, float]
+    predictions: list[Prediction]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `ftune eval --json`."""
+        return {
+            "target": self.target,
+            "split": self.split,
+            "rows": self.rows,
+            "metrics": {name: asdict(score) for name, score in self.metrics.items()},
+            "shots": 0,
+            "baseline": self.baseline,
+            "seconds": self.seconds,
+        }
+
+
+def evaluate(
+    path: Path,
+    *,
+    split: SplitName | None,
+    data_file: Path | None,
+    metrics: Sequence[str] | None,
+    max_rows: int | None,
+    batch_size: int,
+    overrides: tuple[str, ...],
+    tick: Tick,
+) -> Evaluation:
+    """Score a target.
+
+    Args:
+        path: run, checkpoint, model folder of ftune, or recipe (then its base model).
+        split: of the target's own recipe; None takes test if there is one, else eval.
+        data_file: other rows, of the same format.
+        metrics: names; None takes the recipe's.
+        max_rows: score at most this many rows, chosen by the seed.
+        batch_size: rows per forward; never changes the result.
+        overrides: `--set`, for a recipe.
+        tick: hears of progress; may raise to stop.
+
+    Raises:
+        FtuneError: the target or its data cannot be used.
+    """
+    started = time.monotonic()
+    tick("loading", 0, 0)
+    target, record, runtime = open_scorable(path, overrides)
+    recipe = record.recipe
+    data, name = _chosen_split(recipe.data, split, data_file)
+    samples = read_samples(data, record.folder, seed=recipe.seed, max_eval_rows=recipe.eval.max_rows, tick=tick)
+    rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
+    rows = rows[:max_rows]
+    max_length, _ = choose_max_length(recipe, limit_of(target.model.config))  # type: ignore[arg-type]
+    encoded = encode_split(name, rows, data, target.renderer, max_length=max_length, tick=tick)
+    scores, predictions = score_target(
+        target,
+        encoded,
+        metrics=_known_metrics(recipe, metrics),
+        accelerator=build_accelerator(runtime),
+        batch_size=batch_size,
+        tick=lambda done, total: tick("scoring", done, total),
+    )
+    seconds = time.monotonic() - started
+    return Evaluation(str(path), name, len(rows), scores, _baseline(path, name), predictions, seconds)
+
+
+def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Record, Runtime]:
+    """Open a target that has a recipe, in the type and precision that training on this machine would use.
+
+    Raises:
+        RecipeError: it is a plain model folder, which says nothing about data.
+    """
+    machine = look_at_machine(Path())
+    kind = kind_of(path)
+    if kind == "model":
+        hint = f"Score it with the recipe of your data: ftune eval RECIPE --set model={path.absolute()}"
+        raise RecipeError([Problem("", f"is a plain model folder without a recipe. {hint}", str(path))])
+    if kind in ("run", "checkpoint"):
+        target = open_target(path)
+    else:
+        record = _record_before_loading(path, kind, overrides)
+        precision, _ = choose_precision(record.recipe, machine)
+        dtype, _ = choose_frozen_dtype(record.recipe, precision)
+        target = open_target(path, torch_dtype(dtype), overrides)
+    if target.record is None:
+        raise AssertionError(f"a {kind} without a recipe")
+    precision = target.plan.precision if target.plan else choose_precision(target.record.recipe, machine)[0]
+    threads = target.plan.num_threads if target.plan else machine.num_threads
+    return target, target.record, Runtime(machine.device, precision, 1, threads, machine.device == "cpu")
+
+
+def _record_before_loading(path: Path, kind: str, overrides: tuple[str, ...]) -> Record:
+    if kind == "recipe":
+        loaded = load_recipe(path, overrides)
+        return Record(loaded.recipe, loaded.folder, "")
+    return read_record(path / SIDECAR)
+
+
+def _chosen_split(data: Data, split: SplitName | None, data_file: Path | None) -> tuple[Data, SplitName]:
+    """The part of `data` to read and which split of it to score.
+
+    Raises:
+        RecipeError: the recipe has no such split.
+    """
+    if data_file is not None:
+        return data.model_copy(update={"test": str(data_file.absolute())}), "test"
+    name = split or ("test" if data.test is not None else "eval")
+    if name != "train" and getattr(data, name) is None:
+        message = f"the recipe has no data.{name}. Name other rows with --data FILE, or another --split."
+        raise RecipeError([Problem(f"data.{name}", message)])
+    return data, name
+
+
+def _known_metrics(recipe: Recipe, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """Metrics to compute.
+
+    Raises:
+        RecipeError: the objective has no such metric.
+    """
+    objective = recipe.objective
+    known = (*objective.likelihood_metrics, *objective.generation_metrics)
+    if asked:
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            message = f"{unknown[0]!r} is no metric of {objective.name}.{suggestion(unknown[0], known)}"
+            raise RecipeError([Problem("", message, "--metrics")])
+        return tuple(asked)
+    return objective.likelihood_metrics if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
+
+
+def _baseline(path: Path, split: str) -> dict[str, float]:
+    """What the base model scored before training, where the run knows it."""
+    report = path / "report.json"
+    if split != "eval" or not report.is_file():
+        return {}
+    baseline: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))["baseline"]
+    return baseline
+
+
+def answer(
+    path: Path,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    sampling: Mapping[str, Any] | None,
+    seed: int,
+    raw: bool,
+    overrides: tuple[str, ...],
+    tick: Tick,
+) -> list[str]:
+    """Let a target continue prompts.
+
+    Args:
+        path: any TARGET.
+        prompts: what the user says; rendered as in training.
+        max_new_tokens: longest answer.
+        sampling: temperature, top_p; None is greedy.
+        seed: of sampling.
+        raw: continue the text as it is, without a template.
+        overrides: `--set`, for a recipe.
+        tick: hears of progress; may raise to stop.
+    """
+    import torch
+
+    tick("loading", 0, 0)
+    target = open_target(path, overrides=overrides)
+    device = look_at_machine(Path()).device
+    target.model.to(device)
+    torch.manual_seed(seed)
+    rendered = list(prompts) if raw else [_rendered(target, prompt) for prompt in prompts]
+    return generate(
+        target.model,
+        rendered,
+        target.renderer,
+        pad_id=target.pad_id,
+        max_new_tokens=max_new_tokens,
+        batch_size=8,
+        tick=lambda done, total: tick("generating", done, total),
+        sampling=sampling,
+    )
+
+
+def _rendered(target: Target, prompt: str) -> str:
+    """One user turn, through the template of training. A prompt template sees the text in every column it names."""
+    row = Row("--prompt", 1, {})
+    fields = dict.fromkeys(("prompt", "instruction", "text", "question"), prompt) | {"input": "", "system": ""}
+    if target.record is not None:
+        fields |= dict.fromkeys(set(target.record.recipe.data.columns.values()), prompt)
+    try:
+        return target.renderer.prompt(Sample(row, turns=(Turn("user", prompt),), fields=fields))
+    except ValueError as error:
+        raise DataError(f"--prompt: {error}.") from error
+

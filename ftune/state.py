@@ -1,0 +1,34 @@
+"""`TrainState`: the few numbers that survive a restart besides tensors. Randomness has no state (see `data.order`)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class TrainState(BaseModel):
+    """Where a run stands.
+
+    Args:
+        step: optimizer updates done.
+        rows_seen, tokens_seen, targets_seen: totals over the run, without pads.
+        train_seconds: time spent in steps, over all starts.
+        best_loss, best_step: smallest watched loss so far and the step that had it.
+        evaluated_step: last step whose due evaluation was made.
+        evaluations_without_gain: for early stopping.
+        baseline: metrics before the first step.
+        finished: why no step follows, once that is so.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int = 0
+    rows_seen: int = 0
+    tokens_seen: int = 0
+    targets_seen: int = 0
+    train_seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluated_step: int = 0
+    evaluations_without_gain: int = 0
+    baseline: dict[str, float] = {}
+    finished: str | None = None
