@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_MIXED = {"fp32": "no", "bf16": "bf16"}
 
 
-def build_accelerator(
-    runtime: Runtime, *, tracking: tuple[str, ...] = (), folder: Path | None = None
-) -> Accelerator:
+def build_accelerator(runtime: Runtime, *, tracking: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
     """An accelerator with the device, precision, threads and number of processes asked for.
 
     Raises:
@@ -66,6 +64,6 @@ def peak_memory_bytes(device: str) -> int:
     except ImportError:  # Windows
         import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
+        return int(psutil.Process().memory_info()._asdict()["peak_wset"])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -18,15 +18,17 @@ from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources
 
 FREE = (
-    "train.duration", "train.max_minutes", "train.early_stopping", "eval", "checkpoint", "tracking", "output_dir",
-    "distributed",
+    "train.duration", "train.max_minutes", "train.early_stopping", "train.micro_batch_size",
+    "train.activation_checkpointing", "eval.every", "eval.metrics", "eval.generate_every", "eval.max_new_tokens",
+    "checkpoint", "tracking", "output_dir", "distributed",
 )  # fmt: skip
 """Keys that may change between starts of one run."""
 BY_CONTENT = ("model.name", "model.revision", "data.train", "data.eval", "data.test")
 """Keys whose content is compared by fingerprint, not by spelling."""
 OURS = {
     "recipe.yaml", "resolved.json", "plan.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "model",
-    "report.md", "report.json", "loss.png", "predictions.jsonl", "tracking", ".lock", ".lock.json",
+    "merged", "report.md", "report.json", "loss.png", "predictions_eval.jsonl", "predictions_test.jsonl", "tracking",
+    ".lock", ".lock.json",
 }  # fmt: skip
 """Everything that a run writes into its folder."""
 
@@ -57,7 +59,8 @@ def refuse_foreign_folder(folder: Path) -> None:
         raise RecipeError([Problem("output_dir", f"{folder} is a file. Choose another name.")])
     if not folder.is_dir() or (folder / "run.json").is_file():
         return
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS and not p.name.startswith((".tmp-", ".trash-")))
+    leftovers = (".tmp-", ".trash-")
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS and not p.name.startswith(leftovers))
     if foreign:
         message = f"{folder} holds files that are no run ({', '.join(foreign[:3])}). Choose an empty or new folder."
         raise RecipeError([Problem("output_dir", message)])
@@ -102,7 +105,8 @@ def refuse_drift(folder: Path, loaded: Loaded, fingerprints: dict[str, str]) -> 
 
 def is_complete(folder: Path, loaded: Loaded) -> bool:
     """Whether the run in `folder` is finished and exactly what the recipe asks for. Imports nothing heavy."""
-    if not all((folder / name).is_file() for name in ("report.json", "resolved.json", "run.json", "model/MANIFEST.json")):
+    needed = ("report.json", "resolved.json", "run.json", "model/MANIFEST.json")
+    if not all((folder / name).is_file() for name in needed):
         return False
     stored, run = _read(folder / "resolved.json"), _read(folder / "run.json")
     if stored["recipe"] != loaded.recipe.model_dump(mode="json") or stored["folder"] != str(loaded.folder.absolute()):
@@ -119,7 +123,7 @@ def data_files(recipe: Recipe, folder: Path) -> dict[str, str]:
     parts += [] if is_share(recipe.data.eval) else [recipe.data.eval]
     for part in parts:
         for source in sources(part):
-            found.update(fingerprint(locate(source, folder) or []))
+            found.update(fingerprint([file.resolve() for file in locate(source, folder) or []]))
     return found
 
 
@@ -131,4 +135,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: expected an object. Start anew with --overwrite.")
     return values
-

@@ -42,7 +42,7 @@ Scores = dict[str, Score]
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Per-row sums: nats over the row's targets, their number, and the bytes they spell; each float64 or int64 [rows]."""
+    """Per-row sums, each [rows]: nats over the row's targets (float64), their number, and the bytes they spell."""
 
     nats: np.ndarray
     targets: np.ndarray

@@ -108,6 +108,8 @@ def _near_key(key: str, fields: list[str], values: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(key, elsewhere.values(), n=1, cutoff=0.8)
     if near and not difflib.get_close_matches(key, fields):
         return f" Did you mean '{next(path for path, name in elsewhere.items() if name == near[0])}'?"
+    if key in Recipe.model_fields and key not in fields:
+        return f" Did you mean '{key}' at the top level?"
     return suggestion(key, fields)
 
 

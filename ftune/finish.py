@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftune import store
 from ftune.data.build import Split
 from ftune.device import peak_memory_bytes
 from ftune.evaluation import (
@@ -19,6 +18,7 @@ from ftune.evaluation import (
     row_losses,
 )
 from ftune.loop import training_module
+from ftune.manifest import verify
 from ftune.model import load_trainable
 from ftune.report import Report, data_summary, draw_loss, read_metrics, to_markdown
 from ftune.target import SIDECAR, Target, open_target, record_json
@@ -47,7 +47,7 @@ def finish(run: Run) -> Report:
             scores, predictions = score(run, target, split, name)
             metrics[name] = scores
             if predictions and run.leads:
-                run.store.write_text("predictions.jsonl", predictions_lines(predictions))
+                run.store.write_text(f"predictions_{name}.jsonl", predictions_lines(predictions))
     report = _report(run, step, metrics)
     if run.leads:
         _write_report(run, report)
@@ -68,7 +68,7 @@ def _choose_step(run: Run) -> int:
     from safetensors.torch import load_file
 
     folder = run.folder / "checkpoints" / f"step_{step:06d}"
-    store.verify(folder)
+    verify(folder)
     load_trainable(run.model, load_file(folder / "weights.safetensors"))
     return step
 

@@ -1,6 +1,6 @@
 """A recipe file and `--set` overrides become a `Recipe`, or one error that names every problem and its place.
 
-    loaded = load_recipe(Path("recipes/quickstart.yaml"), ["train.seed=1"])
+    loaded = load_recipe(Path("recipes/quickstart.yaml"), ["train.batch_size=8"])
 
 `ftune.yaml_file` reads text with positions; this module merges, validates and explains.
 """

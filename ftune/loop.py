@@ -133,7 +133,8 @@ def _accumulate(
     """Leave the window's gradient in the parameters.
 
     Returns:
-        The window's loss per target, and the places of this rank's rows whose loss is not finite; None when interrupted.
+        The window's loss per target, and the places of this rank's rows whose loss is not finite; or None when
+        interrupted.
     """
     import torch
 

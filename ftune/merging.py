@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ftune import store
 from ftune.device import torch_dtype
 from ftune.errors import ArtifactError, NotMergeable, Problem, RecipeError
 from ftune.finish import _write_json, write_artefact
+from ftune.manifest import sha256_of
 from ftune.plan import Dtype
-from ftune.store import Store
-from ftune.target import SIDECAR, Target, open_target, record_json
+from ftune.store import OnOperation, Store
+from ftune.target import SIDECAR, Target, kind_of, open_target, record_json
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def merge(
     *,
     dtype: Dtype | None,
     tick: Callable[[str], None],
-    on_operation: store.OnOperation | None = None,
+    on_operation: OnOperation | None = None,
 ) -> MergeResult:
     """Merge what `run` (a run, checkpoint or adapter folder of ftune) learned into its base.
 
@@ -83,10 +83,13 @@ def merge(
 
     started = time.monotonic()
     tick("loading")
+    kind = kind_of(run)
+    if kind in ("recipe", "model") or (kind == "artefact" and (run / "config.json").is_file()):
+        raise ArtifactError(f"{run}: is a {kind} that holds nothing to merge. Name a run, a checkpoint or an adapter.")
     target = open_target(run, dtype=torch.float32)
     record = target.record
     if record is None:
-        raise ArtifactError(f"{run}: is a plain model, there is nothing to merge.")
+        raise AssertionError(f"a {kind} without a recipe")
     method = record.recipe.method
     if not method.mergeable:
         raise NotMergeable(f"{run}: method {method.name} cannot be merged into its base. Load it beside the base.")
@@ -103,7 +106,8 @@ def merge(
     scale = max(1.0, max(float(logits.abs().max()) for logits in trained))
     if not largest <= EXACT * scale:
         raise ArtifactError(
-            f"{run}: merged and trained logits differ by {largest:.2e}, more than {EXACT * scale:.0e}. Nothing was written."
+            f"{run}: merged and trained logits differ by {largest:.2e}, more than {EXACT * scale:.0e}. "
+            "Nothing was written."
         )
     chosen = torch_dtype(dtype) if dtype is not None else _published_dtype(target)
     merged.to(chosen)
@@ -127,14 +131,15 @@ def merge(
         mean_difference=sum(float(d.mean()) for d in differences) / len(differences),
         cast_max_difference=max(float((a - b).abs().max()) for a, b in zip(cast, trained, strict=True)),
         token_agreement=_agreement(merged, probes, greedy),
-        sha256=store.sha256_of(next(iter(sorted(folder.glob("*.safetensors"))))),
+        sha256=sha256_of(next(iter(sorted(folder.glob("*.safetensors"))))),
         seconds=time.monotonic() - started,
     )
 
 
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / SIDECAR).is_file() and any(folder.iterdir()):
-        raise RecipeError([Problem("", f"{folder} holds files that are no model of ftune. Choose another --out.", "--out")])
+        message = f"{folder} holds files that are no model of ftune. Choose another --out."
+        raise RecipeError([Problem("", message, "--out")])
 
 
 def _save_plain(model: torch.nn.Module, folder: Path) -> None:
@@ -151,7 +156,7 @@ def _published_dtype(target: Target) -> torch.dtype:
     if target.record is None:
         return torch.float32
     config = load_config(start_of(target.record.recipe.model, target.record.folder).base)
-    return getattr(torch, str(config.dtype or "float32").removeprefix("torch."))
+    return cast("torch.dtype", getattr(torch, str(config.dtype or "float32").removeprefix("torch.")))
 
 
 def _probe_ids(target: Target) -> list[torch.Tensor]:
@@ -164,7 +169,7 @@ def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.no_grad():
-        return model(input_ids=ids, use_cache=False).logits.float()
+        return cast("torch.Tensor", model(input_ids=ids, use_cache=False).logits.float())
 
 
 def _greedy(model: torch.nn.Module, ids: torch.Tensor) -> list[int]:

@@ -116,6 +116,7 @@ def load_model(base: Base, auto_class: str, dtype: torch.dtype, seed: int) -> Pr
 
     Raises:
         MachineError: it is not here, cannot be had, or is not in safetensors.
+        ArtifactError: some weights are missing.
     """
     import transformers
 
@@ -127,7 +128,11 @@ def load_model(base: Base, auto_class: str, dtype: torch.dtype, seed: int) -> Pr
         model = model.to(dtype)
     else:
         with _explained(base):
-            model = auto.from_pretrained(base.location, dtype=dtype, use_safetensors=True, **base._keywords())
+            model, report = auto.from_pretrained(
+                base.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **base._keywords()
+            )
+        if lacking := sorted(report["missing_keys"]):  # transformers would go on with random ones
+            raise ArtifactError(f"model '{base.name}': has no weights for {lacking[:3]}. The folder is not whole.")
     model.config._name_or_path = base.reference
     return cast("PreTrainedModel", model.eval().requires_grad_(False))
 
@@ -151,8 +156,6 @@ def look_at_model(
         model = auto.from_config(config)
     model.config._name_or_path = base.reference
     targets = _target_table(model, method)
-    width = model.get_input_embeddings().weight.shape[1]
-    new_rows = len(getattr(method, "new_tokens", ())) * width
     attached = method.skeleton().attach(model.requires_grad_(False), tokenizer)
     total, trainable = count_parameters(attached)
     text = config.get_text_config()
@@ -163,8 +166,8 @@ def look_at_model(
         vocabulary=int(text.vocab_size),
         max_positions=limit_of(config),
         stored_dtype=str(config.dtype or "float32").removeprefix("torch."),
-        total_parameters=total + new_rows,
-        trainable_parameters=trainable + new_rows,
+        total_parameters=total,
+        trainable_parameters=trainable,
         fingerprint=fingerprint,
         targets=targets,
     )
@@ -220,7 +223,7 @@ def frozen_fingerprint(model: torch.nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

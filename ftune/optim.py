@@ -89,8 +89,10 @@ def load_optimizer_state(
         state = optimizer.state[parameter]
         for field, value in found[name].items():
             # a fresh, aligned copy on the parameter's device; step counters stay where the optimizer keeps them
-            state[field] = value.clone() if value.ndim == 0 and not _fused_on_device(optimizer) else value.to(
-                parameter.device, copy=True
+            state[field] = (
+                value.clone()
+                if value.ndim == 0 and not _fused_on_device(optimizer)
+                else value.to(parameter.device, copy=True)
             )
 
 

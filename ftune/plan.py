@@ -22,6 +22,8 @@ from ftune.recipe import Recipe
 Dtype = Literal["fp32", "bf16", "fp16"]
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LONGEST_BY_DEFAULT = 1024
+TOKENS_ON_CPU = 1024
+"""Tokens per micro-batch that a CPU works best with; see docs/results.md."""
 MACHINE_CHOICES = ("micro_batch_size", "precision", "frozen_dtype", "activation_checkpointing", "num_threads")
 """Fields that depend on the machine and stay what they were when a run is resumed."""
 OPTIMIZER_STATES = {"adamw": 2.0, "adafactor": 0.05, "sgd": 1.0}
@@ -100,11 +102,15 @@ class Plan(BaseModel):
         values = {name: entry["value"] for name, entry in stored.items()}
         return cls(**values, sources={name: entry["source"] for name, entry in stored.items()})
 
-    def continuing(self, stored: Plan) -> Plan:
-        """This plan with the choices the machine made when the run began."""
-        kept = {name: getattr(stored, name) for name in MACHINE_CHOICES}
-        kept["accumulation"] = accumulation(self.batch_size, stored.micro_batch_size, self.num_processes)
-        notes = {name: stored.sources[name] for name in kept}
+    def continuing(self, stored: Plan, recipe: Recipe) -> Plan:
+        """This plan with the choices the machine made when the run began; what the recipe names is the recipe's."""
+        train = recipe.train
+        named = {"micro_batch_size": train.micro_batch_size, "activation_checkpointing": train.activation_checkpointing}
+        names = [name for name in MACHINE_CHOICES if named.get(name, "auto") == "auto"]
+        kept = {name: getattr(stored, name) for name in names}
+        size = kept.get("micro_batch_size", self.micro_batch_size)
+        kept["accumulation"] = accumulation(self.batch_size, size, self.num_processes)
+        notes = {name: stored.sources[name] for name in names}
         return self.model_copy(update={**kept, "sources": {**self.sources, **notes}})
 
 
@@ -126,19 +132,12 @@ def choose_max_length(recipe: Recipe, max_positions: int | None) -> tuple[int, s
 
 
 def choose_precision(recipe: Recipe, machine: Machine) -> tuple[Dtype, str]:
-    """Type of computation, and why.
-
-    Raises:
-        RecipeError: the device cannot train in the type the recipe names.
-    """
+    """Type of computation, and why."""
     asked = recipe.train.precision
     if asked == "auto":
         if machine.fast_bf16:
             return "bf16", f"auto: this {machine.device} device multiplies bf16 fastest"
         return "fp32", f"auto: this {machine.device} device has no bf16 instructions"
-    if asked == "fp16" and machine.device != "cuda":
-        message = f"fp16 trains on CUDA only, this is {machine.device}. Use bf16, fp32 or auto."
-        raise RecipeError([Problem("train.precision", message)])
     return asked, "train.precision"
 
 
@@ -159,9 +158,7 @@ def accumulation(batch_size: int, micro_batch_size: int, num_processes: int) -> 
     return math.ceil(math.ceil(batch_size / micro_batch_size) / num_processes)
 
 
-def make_plan(
-    recipe: Recipe, facts: Facts, source: Callable[[str], str] = lambda key: f"recipe: {key}"
-) -> Plan:
+def make_plan(recipe: Recipe, facts: Facts, source: Callable[[str], str] = lambda key: f"recipe: {key}") -> Plan:
     """Decide everything.
 
     Args:
@@ -241,9 +238,7 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
     decide("max_minutes", train.max_minutes, source("train.max_minutes"))
 
 
-def _decide_checkpointing(
-    recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]
-) -> bool:
+def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> bool:
     asked = recipe.train.activation_checkpointing
     if asked != "auto":
         decide("activation_checkpointing", asked, source("train.activation_checkpointing"))
@@ -256,20 +251,23 @@ def _decide_checkpointing(
     return on
 
 
-def _largest_micro_batch(
-    recipe: Recipe, facts: Facts, values: dict[str, Any], checkpointing: bool
-) -> tuple[int, str]:
-    """The largest power of two, at most 8 on CPU and 64 elsewhere, whose estimate fills under 60% of the memory."""
-    ceiling = 8 if facts.machine.device == "cpu" else 64
-    budget = 0.6 * facts.machine.memory_bytes / (values["num_processes"] if facts.machine.device == "cpu" else 1)
+def _largest_micro_batch(recipe: Recipe, facts: Facts, values: dict[str, Any], checkpointing: bool) -> tuple[int, str]:
+    """The largest power of two that stays under a ceiling and whose memory estimate fills under 60% of the device.
+
+    On CPU the ceiling is 1024 tokens of mean length: more only adds pads and page faults there. Elsewhere it is 64.
+    """
+    on_cpu = facts.machine.device == "cpu"
+    ceiling = int(TOKENS_ON_CPU * facts.data.examples / facts.data.tokens) if on_cpu else 64
+    budget = 0.6 * facts.machine.memory_bytes / (values["num_processes"] if on_cpu else 1)
     share = max(1, math.ceil(recipe.train.batch_size / values["num_processes"]))
+    most = max(1, min(ceiling, share))
     size = 1
-    while size * 2 <= min(ceiling, share):
+    while size * 2 <= most:
         memory = estimate_memory(recipe, facts, values, micro_batch_size=size * 2, checkpointing=checkpointing)
         if sum(memory.values()) > budget:
             break
         size *= 2
-    return size, f"auto: largest power of two <= {min(ceiling, share)} within 60% of {budget / 0.6 / 2**30:.1f} GiB"
+    return size, f"auto: largest power of two <= {most} within 60% of {budget / 0.6 / 2**30:.1f} GiB"
 
 
 def estimate_memory(

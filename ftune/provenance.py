@@ -9,11 +9,12 @@ import subprocess
 import sys
 from typing import Any
 
+from ftune import __version__
 from ftune.drift import data_files
 from ftune.load import Loaded
 from ftune.prepare import Prepared
 
-PACKAGES = ("ftune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 
 
 def now() -> str:
@@ -39,7 +40,7 @@ def describe(loaded: Loaded, prepared: Prepared) -> dict[str, Any]:
         "started": now(),
         "command": sys.argv[1:] if sys.argv[0].endswith(("ftune", "__main__.py")) else [],
         "seed": loaded.recipe.seed,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {"ftune": __version__, "python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "machine": {"system": platform.platform(), "processor": platform.machine(), **_facts(prepared)},
         "git": _git_commit(),
         "fingerprints": fingerprints(prepared),

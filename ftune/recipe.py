@@ -47,7 +47,9 @@ COLUMNS = {
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Model(Section):
@@ -73,6 +75,8 @@ class Source(Section):
     """File, glob or hub id; files are relative to the recipe."""
     split: Split = "train"
     """Split of a hub set and a range of rows: `train`, `test[:400]`, `[10%:]`; files have the range only."""
+    subset: str | None = None
+    """Configuration of a hub set that has several, such as `main` of openai/gsm8k."""
     revision: str | None = None
     """Commit of a hub set."""
     format: Format | None = None
@@ -137,7 +141,7 @@ class Train(Section):
     """Decoupled weight decay of matrices; vectors (biases, norms) have none. >= 0."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this norm; null leaves them."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of computation; `auto` is bf16 where the device computes faster in it, else fp32."""
     activation_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass to save memory; `auto` decides from the memory estimate."""
@@ -151,13 +155,13 @@ class Eval(Section):
     """When and what to measure on `data.eval`."""
 
     every: Cadence = "10%"
-    """Steps between evaluations, or a share of the run. The first and the last step always evaluate."""
+    """Steps between evaluations, or a share of the run; also before the first step and after the last."""
     max_rows: Annotated[int, Field(ge=1)] | None = 500
     """Evaluate on at most this many rows, chosen by the seed; null takes all."""
     metrics: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """`auto` is what one forward pass yields; name `exact_match` to compare generated answers as well."""
     generate_every: Cadence | None = None
-    """Steps between evaluations that generate; null generates only at the end."""
+    """Steps between evaluations that also generate, a multiple of `every`; null generates only at the end."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     """Longest generated answer, in tokens."""
 

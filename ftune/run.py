@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftune import drift, finish, provenance, store
+from ftune import drift, finish, provenance
 from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
 from ftune.errors import ArtifactError, Interrupted, Problem, RecipeError
 from ftune.evaluation import exact_match, likelihood_scores, mean_loss, predict, row_losses
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.loop import StepResult, train_steps, training_module
+from ftune.manifest import read_manifest
 from ftune.model import frozen_fingerprint, load_trainable, trainable_state
 from ftune.optim import build_optimizer, load_optimizer_state, optimizer_state
 from ftune.plan import Plan
@@ -27,7 +28,7 @@ from ftune.prepare import Prepared, output_dir_of, prepare
 from ftune.report import Report
 from ftune.signals import StopFlag
 from ftune.state import TrainState
-from ftune.store import Store
+from ftune.store import OnOperation, Store, newest_good, prune
 from ftune.target import attached, pad_id_of, record_json
 
 if TYPE_CHECKING:
@@ -63,10 +64,16 @@ class Run:
     def log(self, event: str, **values: Any) -> None:
         """Append one event to `metrics.jsonl` and to the trackers."""
         if self.leads:
-            self.store.append_json("metrics.jsonl", {"event": event, "step": self.state.step, **values})
+            written = {key: _json_number(value) for key, value in values.items()}
+            self.store.append_json("metrics.jsonl", {"event": event, "step": self.state.step, **written})
             if self.loaded.recipe.tracking and event in ("step", "eval"):
                 numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
                 self.accelerator.log(numbers, step=self.state.step)
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they are written as text rather than hidden."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def train(
@@ -75,7 +82,7 @@ def train(
     listener: Listener,
     stop: StopFlag,
     overwrite: bool = False,
-    on_operation: store.OnOperation | None = None,
+    on_operation: OnOperation | None = None,
 ) -> Report:
     """Run the recipe to its end and return the report.
 
@@ -127,7 +134,7 @@ def _open(
     if exists:
         drift.refuse_drift(folder, loaded, provenance.fingerprints(prepared))
         stored = Plan.from_json(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
-        plan = plan.continuing(stored)
+        plan = plan.continuing(stored, loaded.recipe)
     accelerator = build_accelerator(plan.runtime, tracking=tuple(loaded.recipe.tracking), folder=folder)
     if accelerator.is_main_process:
         prepared.dataset.train.report.notes.extend(disk.sweep())
@@ -177,11 +184,12 @@ def _newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Liste
         ArtifactError: there are checkpoints, and none is good.
         RecipeError: the run has made more steps than the recipe now asks for.
     """
-    found, skipped = store.newest_good(folder)
+    found, skipped = newest_good(folder)
     for message in skipped:
-        listener.note(f"skipped a damaged checkpoint: {message}")
+        listener.note(message)
     if found is None and skipped:
-        raise ArtifactError("\n".join([f"{folder}: every checkpoint is damaged. Start anew with --overwrite.", *skipped]))
+        message = f"{folder}: every checkpoint is damaged. Start anew with --overwrite."
+        raise ArtifactError("\n".join([message, *skipped]))
     if found is not None and found[0] > plan.steps:
         message = f"the run has made {found[0]} steps already, more than the {plan.steps} asked for now. Raise it."
         raise RecipeError([Problem("train.duration", message, loaded.source("train.duration"))])
@@ -202,7 +210,7 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     from safetensors.torch import load_file
 
     step, folder = checkpoint
-    if store.read_manifest(folder)["frozen_hash"] != run.frozen_hash:
+    if read_manifest(folder)["frozen_hash"] != run.frozen_hash:
         raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
     run.state = TrainState.model_validate_json((folder / "state.json").read_text(encoding="utf-8"))
     load_trainable(run.model, load_file(folder / "weights.safetensors"))
@@ -372,5 +380,5 @@ def publish_checkpoint(run: Run) -> None:
     facts = {"step": state.step, "frozen_hash": run.frozen_hash, "base": run.prepared.facts.model.fingerprint}
     run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts)
     protected = {state.step} | ({state.best_step} if run.plan.best and state.best_step is not None else set())
-    store.prune(run.store, run.plan.keep, protected)
+    prune(run.store, run.plan.keep, protected)
     run.log("checkpoint")

@@ -85,7 +85,7 @@ def evaluate(
     samples = read_samples(data, record.folder, seed=recipe.seed, max_eval_rows=recipe.eval.max_rows, tick=tick)
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
     rows = rows[:max_rows]
-    max_length, _ = choose_max_length(recipe, limit_of(target.model.config))  # type: ignore[arg-type]
+    max_length, _ = choose_max_length(recipe, limit_of(target.model.config))
     encoded = encode_split(name, rows, data, target.renderer, max_length=max_length, tick=tick)
     scores, predictions = score_target(
         target,
@@ -138,7 +138,7 @@ def _chosen_split(data: Data, split: SplitName | None, data_file: Path | None) -
         RecipeError: the recipe has no such split.
     """
     if data_file is not None:
-        return data.model_copy(update={"test": str(data_file.absolute())}), "test"
+        return data.model_copy(update={"train": str(data_file.absolute()), "eval": None, "test": None}), "train"
     name = split or ("test" if data.test is not None else "eval")
     if name != "train" and getattr(data, name) is None:
         message = f"the recipe has no data.{name}. Name other rows with --data FILE, or another --split."
@@ -225,4 +225,3 @@ def _rendered(target: Target, prompt: str) -> str:
         return target.renderer.prompt(Sample(row, turns=(Turn("user", prompt),), fields=fields))
     except ValueError as error:
         raise DataError(f"--prompt: {error}.") from error
-

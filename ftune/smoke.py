@@ -22,7 +22,7 @@ from ftune.model import Base, find_base, load_config, load_tokenizer
 from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources
 from ftune.run import train
-from ftune.scoring import answer, evaluate
+from ftune.scoring import SplitName, answer, evaluate
 from ftune.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def smoke(loaded: Loaded, folder: Path, *, listener: Listener, stop: StopFlag) -
         return f"went on to step {report['steps']}"
 
     def evaluated() -> str:
-        split = "eval" if small.recipe.data.eval is not None else "train"
+        split: SplitName = "eval" if small.recipe.data.eval is not None else "train"
         result = evaluate(
             run, split=split, data_file=None, metrics=None, max_rows=4, batch_size=2, overrides=(), tick=tick
         )  # fmt: skip
@@ -110,7 +110,7 @@ def tiny_version(loaded: Loaded, folder: Path) -> Loaded:
             "eval": data.eval if is_share(data.eval) else _few(data.eval),
             "test": _few(data.test),
             "max_length": "auto",
-            "overlong": data.overlong if data.overlong in ("split", "drop") else _lenient(data.format),
+            "overlong": None if data.format == "text" else "truncate",  # a byte tokenizer makes rows longer
         }
     )
     batch = min(4, recipe.train.batch_size)
@@ -132,10 +132,6 @@ def tiny_version(loaded: Loaded, folder: Path) -> Loaded:
         }
     )
     return replace(loaded, recipe=small)
-
-
-def _lenient(row_format: str) -> str | None:
-    return None if row_format == "text" else "truncate"
 
 
 def _few(value: Any) -> Any:
@@ -180,4 +176,3 @@ def _shrink(config: PreTrainedConfig) -> None:
             setattr(text, key, value)
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[: SMALL["num_hidden_layers"]]
-

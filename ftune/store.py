@@ -14,40 +14,37 @@ One process writes into a root at a time: call `sweep` and `publish` under `lock
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
-import shutil
-import socket
-import stat
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ftune.errors import ArtifactError, DiskError, FtuneError, LockedError
+from ftune.disk import as_disk_error, disk_error, free_bytes
+from ftune.errors import ArtifactError
+from ftune.manifest import (
+    FORMAT,
+    MANIFEST,
+    OWN_KEYS,
+    entries_of,
+    json_bytes,
+    json_object,
+    read_manifest,
+    require_plain_file,
+    sealed,
+    sha256_of,
+    utf8,
+    verify,
+)
 
 OnOperation = Callable[[str, Path], None]
 
-FORMAT = 1
-MANIFEST = "MANIFEST.json"
-MAX_MANIFEST_BYTES = 64_000_000  # a damaged or hostile manifest must not take the machine's memory
-_SEAL = "manifest_sha256"
-_OWN_KEYS = {"format", "name", "files", _SEAL}
 _TEMP = re.compile(r"\.tmp-.+-[0-9a-f]{32}", re.DOTALL)
 _TRASH = re.compile(r"\.trash-[0-9a-f]{32}")
 _STEP = re.compile(r"step_([0-9]{6,})")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_WRONG_PLACE = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-_DISK_ERRORS = _FULL | _WRONG_PLACE | {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-_LOCK_INFO = ".lock.json"
-_LOCK_INFO_WAIT_SECONDS = 1.0
 
 
 class Store:
@@ -68,16 +65,16 @@ class Store:
 
     def write_text(self, name: str, text: str) -> Path:
         """Replace the file `name` as a whole; returns its path."""
-        return self._replace_file(self._target(name), _utf8(text))
+        return self._replace_file(self._target(name), utf8(text))
 
     def write_json(self, name: str, value: Any) -> Path:
         """Replace the JSON file `name` as a whole; returns its path. NaN and infinities are a ValueError."""
-        return self._replace_file(self._target(name), _json_bytes(value))
+        return self._replace_file(self._target(name), json_bytes(value))
 
     def append_json(self, name: str, event: Mapping[str, Any]) -> None:
         """Add one line to a JSONL file, after removing a last line that a kill left torn. Not fsynced."""
         path = self._target(name)
-        data = _json_bytes(dict(event), indent=None)
+        data = json_bytes(dict(event), indent=None)
         self._make_folder(path.parent)
         self._cut_torn_line(path)
         with self._operation("append", path, len(data)), path.open("ab") as file:
@@ -90,12 +87,12 @@ class Store:
             ArtifactError: a line before the last is not a JSON object.
         """
         path = self._target(name)
-        with _as_disk_error(path):
+        with as_disk_error(path):
             old = path.read_bytes() if path.exists() else b""
         *lines, _torn = old.split(b"\n")
         kept = []
         for number, line in enumerate(lines, start=1):
-            event = _json_object(line)
+            event = json_object(line)
             if event is None and number < len(lines):
                 raise ArtifactError(f"{path}:{number}: not a JSON object; mend or delete this line, then run again")
             if event is not None and keep(event):
@@ -114,11 +111,11 @@ class Store:
             ArtifactError: `write` left something that is neither a file nor a folder, such as a symlink.
             DiskError: also when `write` fails with another library's words for a full disk.
         """
-        if clash := _OWN_KEYS & facts.keys():
+        if clash := OWN_KEYS & facts.keys():
             raise ValueError(f"facts may not hold {sorted(clash)}, the store writes these itself")
         target = self._target(name)
         # Through JSON now: facts that JSON cannot hold fail before the work, and what is sealed is what is read back.
-        head = json.loads(_json_bytes({"format": FORMAT, **facts, "name": target.name}))
+        head = json.loads(json_bytes({"format": FORMAT, **facts, "name": target.name}))
         self._make_folder(target.parent)
         with self._temp_beside(target) as temp:
             with self._operation("create", temp):
@@ -147,7 +144,7 @@ class Store:
         """
         done = []
         for folder in (self.root, self.root / "checkpoints"):
-            with _as_disk_error(folder):
+            with as_disk_error(folder):
                 entries = sorted(folder.iterdir()) if folder.is_dir() else []
             for entry in entries:
                 target = _trashed_target(entry) if _TRASH.fullmatch(entry.name) else None
@@ -166,7 +163,7 @@ class Store:
         Raises:
             DiskError: fewer than `needed_bytes` are free on the root's disk.
         """
-        free = _free_bytes(self.root)
+        free = free_bytes(self.root)
         if free is not None and free < needed_bytes:
             raise disk_error(OSError(errno.ENOSPC, f"too little space for {what}"), self.root, needed_bytes)
 
@@ -178,7 +175,7 @@ class Store:
 
     @contextmanager
     def _operation(self, kind: str, path: Path, needed: int | None = None) -> Iterator[None]:
-        with _as_disk_error(path, needed):
+        with as_disk_error(path, needed):
             if self._on_operation is not None:
                 self._on_operation(kind, path)
             yield
@@ -195,7 +192,7 @@ class Store:
             raise
 
     def _make_folder(self, folder: Path) -> None:
-        with _as_disk_error(folder):
+        with as_disk_error(folder):
             missing = [part for part in (folder, *folder.parents) if not part.exists()]
         for part in reversed(missing):
             with self._operation("create", part):
@@ -218,7 +215,7 @@ class Store:
         self._fsync_file(path)
 
     def _cut_torn_line(self, path: Path) -> None:
-        with _as_disk_error(path):
+        with as_disk_error(path):
             if not path.exists() or path.stat().st_size == 0:
                 return
             with path.open("rb") as file:
@@ -232,19 +229,19 @@ class Store:
     def _write_manifest(self, temp: Path, head: dict[str, Any]) -> None:
         if os.path.lexists(temp / MANIFEST):  # came with a copied folder, perhaps as a hard link to the original
             self._delete_one(temp / MANIFEST)
-        with _as_disk_error(temp):
-            entries = list(_entries(temp))
+        with as_disk_error(temp):
+            entries = list(entries_of(temp))
         folders = [entry for entry in entries if not entry.is_symlink() and entry.is_dir()]
         files = {}
         for path in entries:
             if path in folders:
                 continue
-            _require_plain_file(path)
+            require_plain_file(path)
             self._fsync_file(path)
-            with _as_disk_error(path):
+            with as_disk_error(path):
                 record = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             files[path.relative_to(temp).as_posix()] = record
-        self._write_file(temp / MANIFEST, _sealed({**head, "files": files}))
+        self._write_file(temp / MANIFEST, sealed({**head, "files": files}))
         for folder in (*reversed(folders), temp):
             self._fsync_folder(folder)
 
@@ -283,7 +280,7 @@ class Store:
             # First and durably: sweep puts back a trash folder with a manifest, which must never be half a folder.
             self._delete_one(path / MANIFEST)
             self._fsync_folder(path)
-        for entry in (*reversed(list(_entries(path))), path):
+        for entry in (*reversed(list(entries_of(path))), path):
             self._delete_one(entry)
 
     def _delete_one(self, path: Path) -> None:
@@ -294,74 +291,11 @@ class Store:
                 path.unlink()
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file as hex, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a published folder, after checking its seal.
-
-    Raises:
-        ArtifactError: it is absent, unreadable, edited, or of a newer format.
-    """
-    path = folder / MANIFEST
-    try:
-        _require_plain_file(path)
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ArtifactError(f"{path}: larger than {MAX_MANIFEST_BYTES:,} bytes, so not a manifest of ftune")
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing, so {folder} is not a whole artefact of ftune") from error
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
-    manifest = _json_object(data)
-    if manifest is None:
-        raise ArtifactError(f"{path}: damaged, not a JSON object")
-    version = manifest.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise ArtifactError(f"{path}: has format {version}, this ftune reads up to {FORMAT}; update ftune")
-    try:
-        intact = data == _sealed({key: value for key, value in manifest.items() if key != _SEAL})
-    except (ValueError, RecursionError):  # NaN, or nested too deep to be ours
-        intact = False
-    if not intact or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{path}: damaged or edited, it does not match its own SHA-256")
-    return manifest
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest, after comparing every file of the folder with it.
-
-    Raises:
-        ArtifactError: with the first file that is missing, not listed, changed, a symlink or outside the folder.
-    """
-    manifest = read_manifest(folder)
-    files: dict[str, Any] = manifest["files"]
-    for name in files:
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            raise ArtifactError(f"{folder / MANIFEST}: lists {name}, which leaves the folder")
-    try:
-        entries = [path for path in _entries(folder) if path.is_symlink() or not path.is_dir()]
-        found = {path.relative_to(folder).as_posix(): path for path in entries if path != folder / MANIFEST}
-        if lacking := sorted(files.keys() - found.keys()):
-            raise ArtifactError(f"{folder / lacking[0]}: missing, though {MANIFEST} lists it")
-        for name, path in found.items():
-            _require_plain_file(path)
-            if name not in files:
-                raise ArtifactError(f"{path}: not listed in {MANIFEST}, so it was added later")
-            _compare(path, files[name])
-    except OSError as error:
-        raise ArtifactError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
-    return manifest
-
-
 def checkpoints(root: Path) -> list[tuple[int, Path]]:
     """The committed checkpoints in `root/checkpoints`, with their steps, oldest step first. Nothing is verified."""
     folder = root / "checkpoints"
     found = []
-    with _as_disk_error(folder):
+    with as_disk_error(folder):
         for path in folder.iterdir() if folder.is_dir() else ():
             match = _STEP.fullmatch(path.name)
             if match and path.name == f"step_{int(match[1]):06d}" and (path / MANIFEST).is_file():
@@ -395,85 +329,6 @@ def prune(store: Store, keep: int, protected: Collection[int]) -> list[int]:
     return [step for step, _ in old]
 
 
-@contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """Own the run folder, which is made if missing, until the block ends or the process dies.
-
-    Raises:
-        LockedError: another process owns it; says which.
-        DiskError: the folder cannot be made or written.
-    """
-    store = Store(root)
-    store._make_folder(root)
-    held = FileLock(root / ".lock")
-    try:
-        held.acquire(blocking=False)
-    except Timeout as error:
-        raise LockedError(_who_holds(root)) from error
-    except OSError as error:
-        raise disk_error(error, root) from error
-    owner = os.getpid()
-    try:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        store.write_json(_LOCK_INFO, {"pid": owner, "host": socket.gethostname(), "started": started})
-        yield
-    finally:
-        if os.getpid() == owner:  # a forked child that unwinds through here owns nothing
-            with suppress(OSError):
-                (root / _LOCK_INFO).unlink()
-            held.release()
-
-
-def disk_error(error: OSError, path: Path, needed: int | None = None) -> DiskError:
-    """The error to raise for `error` at `path`, with the needed and free bytes where known and what to do."""
-    reason = error.strerror or str(error)
-    free = _free_bytes(path)
-    sizes = [f"{needed:,} bytes needed"] if needed is not None else []
-    sizes += [f"{free:,} bytes free"] if free is not None else []
-    if error.errno in _FULL:
-        advice = "free some space on this disk (or raise the quota) and run the same command again"
-    elif error.errno == errno.EIO:
-        advice = "the disk reports a fault: check it or choose another folder, and run the same command again"
-    else:
-        advice = "choose another folder, or mend this one and run the same command again"
-    return DiskError(f"cannot write {path}: {reason} ({', '.join(sizes) or 'sizes unknown'}); {advice}")
-
-
-@contextmanager
-def _as_disk_error(path: Path, needed: int | None = None) -> Iterator[None]:
-    try:
-        yield
-    except FtuneError:
-        raise
-    except Exception as error:
-        number = _disk_errno(error)
-        if number is None:
-            raise
-        plain = error if isinstance(error, OSError) else OSError(number, os.strerror(number))
-        raise disk_error(plain, path, needed) from error
-
-
-def _disk_errno(error: BaseException | None) -> int | None:
-    # Savers written in Rust or C++ raise their own types, with the number only in the text.
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and (match := re.search(r"\b(?:os error|errno) (\d+)", str(error), re.IGNORECASE)):
-            number = int(match[1])
-        if number is None:
-            number = next((full for full in _FULL if os.strerror(full) in str(error)), None)
-        if number in _DISK_ERRORS:
-            return number
-        error = error.__cause__
-    return None
-
-
-def _free_bytes(path: Path) -> int | None:
-    for place in (path, *path.absolute().parents):
-        with suppress(OSError):
-            return shutil.disk_usage(place).free
-    return None
-
-
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -494,76 +349,3 @@ def _trashed_target(trash: Path) -> Path | None:
     if isinstance(name, str) and name == Path(name).name and name not in ("", ".."):
         return trash.parent / name
     return None
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    """Everything below the folder, parents before children; symlinks are not followed."""
-    with os.scandir(folder) as scan:
-        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan)
-    for name, is_folder in found:
-        yield folder / name
-        if is_folder:
-            yield from _entries(folder / name)
-
-
-def _require_plain_file(path: Path) -> None:
-    mode = path.lstat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = "a symlink" if stat.S_ISLNK(mode) else "neither a file nor a folder"
-        raise ArtifactError(f"{path}: {kind}, which ftune does not accept in an artefact; put a plain file there")
-
-
-def _compare(path: Path, record: Any) -> None:
-    expected = record if isinstance(record, dict) else {}
-    size = path.stat().st_size
-    if size != expected.get("bytes"):
-        raise ArtifactError(f"{path}: damaged, has {size} bytes where {MANIFEST} says {expected.get('bytes')}")
-    if sha256_of(path) != expected.get("sha256"):
-        raise ArtifactError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}")
-
-
-def _utf8(text: str) -> bytes:
-    # Names of files may hold bytes that are not UTF-8. Python's \udcXX for them, so escaped, is still right in JSON.
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _json_bytes(value: Any, indent: int | None = 2) -> bytes:
-    return _utf8(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _json_object(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _sealed(manifest: dict[str, Any]) -> bytes:
-    """The only bytes this manifest may have: with its own SHA-256 as the last key."""
-    return _json_bytes({**manifest, _SEAL: hashlib.sha256(_json_bytes(manifest)).hexdigest()})
-
-
-def _who_holds(root: Path) -> str:
-    holder = "another process, which has not written its name"
-    deadline = time.monotonic() + _LOCK_INFO_WAIT_SECONDS
-    while time.monotonic() < deadline:
-        # The holder writes its name after it has the lock; until then the file is missing or tells of a dead process.
-        with suppress(OSError):
-            info = _json_object((root / _LOCK_INFO).read_bytes()) or {}
-            pid, host = info.get("pid"), info.get("host")
-            if isinstance(pid, int) and host and (host != socket.gethostname() or _alive(pid)):
-                holder = f"process {pid} on {host}, started {info.get('started')}"
-                break
-        time.sleep(0.02)
-    return f"{root} is in use by {holder}; wait for it to end or stop it, or give this run another folder"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ftune import store
 from ftune.data.order import derived_seed
 from ftune.data.render import Renderer
-from ftune.errors import ArtifactError, MachineError
+from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
 from ftune.load import Loaded, load_recipe, parse_recipe
+from ftune.manifest import MANIFEST, sha256_of, verify
 from ftune.methods import Method
 from ftune.model import Base, find_base, load_config, load_model, load_tokenizer, load_trainable
 from ftune.model import fingerprint_of as base_fingerprint
@@ -48,7 +48,7 @@ class Start:
         """Identity of the weights, adapter included."""
         if self.adapter is None or self.underneath is None:
             return base_fingerprint(self.base, load_config(self.base))
-        return f"{self.underneath.fingerprint()}+{store.sha256_of(self.adapter / store.MANIFEST)}"
+        return f"{self.underneath.fingerprint()}+{sha256_of(self.adapter / MANIFEST)}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def start_of(model: Model, folder: Path) -> Start:
         base = find_base(model, folder)
         return Start(base, base)
     result = run / "model"
-    store.verify(result)
+    verify(result)
     record = read_record(result / SIDECAR)
     own = Base(model.name, "folder", str(result.resolve()))
     if record.recipe.method.standalone:
@@ -138,7 +138,8 @@ def read_record(path: Path) -> Record:
         recipe, problems = parse_recipe(stored["recipe"])
         folder, fingerprint = Path(stored["folder"]), str(stored["base_fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: cannot be read: {error}. The folder is no artefact of ftune, or damaged.") from error
+        message = f"{path}: cannot be read: {error}. The folder is no artefact of ftune, or damaged."
+        raise ArtifactError(message) from error
     if recipe is None or problems:
         raise ArtifactError(f"{path}: holds a recipe this version cannot read: {problems[0]}")
     return Record(recipe, folder, fingerprint)
@@ -187,6 +188,9 @@ def open_target(path: Path, dtype: torch.dtype | None = None, overrides: tuple[s
         MachineError: there is nothing there.
     """
     kind = kind_of(path)
+    if overrides and kind != "recipe":
+        message = f"has no effect on a {kind}, whose recipe is recorded. Name the recipe instead, or leave it out."
+        raise RecipeError([Problem("", message, "--set")])
     if kind == "recipe":
         return _open_recipe(path, load_recipe(path, overrides), dtype)
     if kind == "run":
@@ -223,7 +227,7 @@ def _open_artefact(path: Path, kind: str, folder: Path, plan: Plan | None, dtype
 
     from ftune.device import torch_dtype
 
-    store.verify(folder)
+    verify(folder)
     record = read_record(folder / SIDECAR)
     recipe = record.recipe
     own = Base(str(path), "folder", str(folder.resolve()))
@@ -242,7 +246,7 @@ def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
 
     from ftune.device import torch_dtype
 
-    store.verify(path)
+    verify(path)
     run = path.parent.parent
     plan, record = _plan_of(run), read_record(run / "resolved.json")
     start = checked_start(record, run)
@@ -254,9 +258,7 @@ def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
     return _assembled(path, "checkpoint", model.eval(), tokenizer, recipe.data.template, record, plan)
 
 
-def attached(
-    start: Start, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
-) -> torch.nn.Module:
+def attached(start: Start, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> torch.nn.Module:
     """The model as training begins: base weights, the method attached under the seed, fp32 for what learns."""
     import torch
 

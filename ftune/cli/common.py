@@ -26,7 +26,7 @@ TargetPath = Annotated[
 ]  # fmt: skip
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.seed=1. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.batch_size=8. Repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
@@ -73,9 +73,7 @@ def fail(message: str, code: int) -> None:
 
 
 def _bug_report(error: Exception) -> str:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", prefix="ftune-crash-", suffix=".txt", delete=False
-    ) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="ftune-crash-", suffix=".txt", delete=False) as file:
         file.write("".join(traceback.format_exception(error)))
     line = (str(error).splitlines() or [""])[0]
     return f"internal error: {type(error).__name__}: {line}\nThis is a bug of ftune: please report it with {file.name}"
@@ -90,6 +88,7 @@ def prepare_process(*, offline: bool, verbose: bool) -> None:
     """Before anything heavy is imported: no telemetry, no network if asked, quiet libraries."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by `deterministic: true`, before CUDA starts
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -205,8 +205,8 @@ def methods_cli(json: Json = False) -> None:
     from rich.table import Table
 
     table = Table()
-    for column in ("method", "what learns", "objectives", "merges", "default learning rate", "paper"):
-        table.add_column(column)
+    for column in ("method", "what learns", "objectives", "merges", "learning rate", "paper"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         merges = "yes" if row["mergeable"] else "no"
         objectives = ", ".join(row["objectives"])
@@ -220,17 +220,18 @@ def verify_cli(
     json: Json = False,
 ) -> None:
     """Check every file of a run's checkpoints and model against its hash."""
-    from ftune import store
     from ftune.errors import ArtifactError
+    from ftune.manifest import MANIFEST, verify
+    from ftune.store import checkpoints
 
-    folders = [folder for _, folder in store.checkpoints(run)]
-    folders += [folder for folder in (run / "model", run / "merged", run) if (folder / store.MANIFEST).is_file()]
+    folders = [folder for _, folder in checkpoints(run)]
+    folders += [folder for folder in (run / "model", run / "merged", run) if (folder / MANIFEST).is_file()]
     if not folders:
         raise ArtifactError(f"{run}: holds nothing to verify: no checkpoint and no model.")
     results = []
     for folder in folders:
         try:
-            manifest = store.verify(folder)
+            manifest = verify(folder)
             size = sum(entry["bytes"] for entry in manifest["files"].values())
             results.append({"folder": str(folder), "ok": True, "bytes": size, "problem": None})
         except ArtifactError as error:

@@ -68,7 +68,8 @@ def _print(result: MergeResult) -> None:
     table = Table(title=f"merged into {result.base}", show_header=False)
     table.add_row("folder", result.folder)
     table.add_row("weights", f"{result.dtype}, read back equal, SHA-256 {result.sha256[:16]}")
-    table.add_row("logits, merged against trained", f"max {result.max_difference:.1e}, mean {result.mean_difference:.1e}")
+    exact = f"max {result.max_difference:.1e}, mean {result.mean_difference:.1e}"
+    table.add_row("logits, merged against trained", exact)
     table.add_row(f"logits once in {result.dtype}", f"max {result.cast_max_difference:.1e}")
     table.add_row("greedy tokens that agree", f"{result.token_agreement:.1%}")
     Console(highlight=False).print(table)

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from ftune.listener import Listener
@@ -74,7 +82,8 @@ class Screen(Listener):
     def step(self, result: StepResult, plan: Plan, memory_bytes: int) -> None:
         """Move the bar; elsewhere print a line now and then."""
         self._hide_other()
-        detail = f"loss {result.loss:.4f}  {result.tokens / result.seconds:,.0f} tokens/s  {memory_bytes / 2**20:,.0f} MiB"
+        speed = f"{result.tokens / result.seconds:,.0f} tokens/s"
+        detail = f"loss {result.loss:.4f}  {speed}  {memory_bytes / 2**20:,.0f} MiB"
         if self.live and self.training is not None:
             self.bar.update(self.training, completed=result.step, detail=detail)
         elif result.step % max(1, math.ceil(plan.steps / PLAIN_LINES)) == 0 or result.step == plan.steps:

@@ -9,7 +9,9 @@ import typer
 
 from ftune.cli.common import Json, guarded, print_json
 
-app = typer.Typer(help="List, show and copy the recipes that come with ftune.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, show and copy the recipes that come with ftune.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe, without .yaml.", show_default=False)]
 

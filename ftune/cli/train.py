@@ -79,7 +79,7 @@ def _train(
 
     from ftune import drift
     from ftune.errors import Problem, RecipeError
-    from ftune.store import lock
+    from ftune.locking import lock
 
     folder = loaded.output_dir.absolute()
     drift.refuse_foreign_folder(folder)
@@ -88,7 +88,7 @@ def _train(
             _say_complete(folder, as_json=as_json)
             return
         if not resume and not overwrite and (folder / "run.json").is_file():
-            message = f"{folder} holds a run. Leave --no-resume out to go on with it, or add --overwrite to start anew."
+            message = f"{folder} holds a run. Leave out --no-resume to go on, or add --overwrite to start anew."
             raise RecipeError([Problem("output_dir", message)])
         quiet_libraries()
         from ftune.cli.progress import Screen, card
@@ -140,7 +140,7 @@ def _smoke(loaded: Loaded, stop: StopFlag, *, as_json: bool, quiet: bool) -> Non
 
 
 def _faults_of_tests() -> OnOperation | None:
-    """Tests make a process die or fail at its n-th durable operation: FTUNE_TESTING=1 FTUNE_FAULT=N:KILL or N:ENOSPC."""
+    """For tests: die or fail at the n-th durable operation, FTUNE_TESTING=1 with FTUNE_FAULT=N:KILL or N:ENOSPC."""
     wanted = os.environ.get("FTUNE_FAULT")
     if os.environ.get("FTUNE_TESTING") != "1" or wanted is None:
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from ftune.data import split as splits
 from ftune.data.encode import Example, Report, encode_all
 from ftune.data.read import read_source
-from ftune.data.render import Renderer
+from ftune.data.render import Renderer, template_columns
 from ftune.data.shape import Sample, detect_format, to_sample
 from ftune.errors import DataError, RowProblem
 from ftune.quantities import is_share, parse_share
@@ -73,38 +73,53 @@ def read_samples(data: Data, folder: Path, *, seed: int, max_eval_rows: int | No
         DataError: rows that cannot be read, by file and row.
     """
     formats: list[str] = []
-    train = _read(data, sources(data.train), folder, formats, tick)
-    test = _read(data, sources(data.test), folder, formats, tick)
+    problems: list[RowProblem] = []
+
+    def read(blocks: list[Source]) -> list[Sample]:
+        return _read(data, blocks, folder, formats, problems, tick)
+
+    train, test = read(sources(data.train)), read(sources(data.test))
+    held = [] if is_share(data.eval) else read(sources(data.eval))
+    if problems:
+        raise DataError(problems=problems)
     duplicates: list[Sample] = []
     if is_share(data.eval):
         train, duplicates = splits.without_duplicates(train)
         train, held = splits.hold_out(train, parse_share(str(data.eval)), seed)
-    else:
-        held = _read(data, sources(data.eval), folder, formats, tick)
     common = splits.overlap(train, [*held, *test])
     held = splits.subset(held, max_eval_rows, seed)
     return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, common)
 
 
-def _read(data: Data, blocks: Sequence[Source], folder: Path, formats: list[str], tick: Tick) -> list[Sample]:
+def _read(
+    data: Data, blocks: Sequence[Source], folder: Path, formats: list[str], problems: list[RowProblem], tick: Tick
+) -> list[Sample]:
+    """Samples of the good rows; `formats` and `problems` grow."""
     samples: list[Sample] = []
-    problems: list[RowProblem] = []
+    shown = template_columns(data.template)
     for block in blocks:
         mapping = data.columns if block.columns is None else block.columns
-        chosen = block.format or data.format
+        chosen: str = block.format or data.format
+        unseen = set(mapping.values())
         for count, row in enumerate(read_source(block, folder)):
-            if chosen == "auto":
-                chosen = detect_format(list(row.values), mapping, row.file)
             if count % 1000 == 0:
                 tick(f"reading {block.path}", count, 0)
-            sample = to_sample(row, chosen, mapping)
+            if isinstance(row, RowProblem):
+                problems.append(row)
+                continue
+            if chosen == "auto":
+                chosen = detect_format(list(row.values), mapping, row.file)
+            unseen -= row.values.keys()
+            sample = to_sample(row, chosen, mapping, shown)
             if isinstance(sample, Sample):
                 samples.append(sample)
             else:
                 problems += sample
         formats.append(chosen)
-    if problems:
-        raise DataError(problems=problems)
+        if unseen and not problems:  # an optional column: of any other, each row would have told
+            raise DataError(
+                f"{block.path}: no row has the columns that data.columns names: {', '.join(sorted(unseen))}."
+            )
     return samples
 
 
@@ -136,10 +151,11 @@ def build_data(
             return None
 
     train, held, test = encoded("train", samples.train), encoded("eval", samples.eval), encoded("test", samples.test)
-    if problems or train is None:
+    if problems or train is None:  # without rows, reading has failed before
         raise DataError(problems=problems)
     _note(train.report, samples)
-    return Dataset(train, held, test, samples.formats, renderer.description)
+    template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
+    return Dataset(train, held, test, samples.formats, template)
 
 
 def encode_split(

@@ -5,15 +5,20 @@ A token that touches a supervised span is supervised. Pads do not exist here: th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ftune.data.render import Rendered, Renderer, TrainOn
 from ftune.data.shape import Sample
 from ftune.errors import DataError, RowProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["error", "drop", "truncate_prompt", "truncate", "split"]
 BATCH = 256
@@ -72,7 +77,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One row before it is cut to size."""
+    """One row before it is cut to size; its first `front` ids are special tokens that stay."""
 
     ids: np.ndarray
     is_target: np.ndarray
@@ -105,13 +110,11 @@ def encode_all(
     examples: list[Example] = []
     report = Report(rows=len(samples))
     problems: list[RowProblem] = []
-    done = 0
-    for sample, tokens in _tokenised(samples, renderer, train_on, problems):
-        policy = overlong or ("error" if sample.turns else "split")
-        examples += _fit(sample, tokens, max_length, policy, report, problems)
-        done += 1
-        if done % BATCH == 0:
-            tick(done)
+    for start in range(0, len(samples), BATCH):
+        tick(start)
+        for sample, tokens in _tokenised(samples[start : start + BATCH], renderer, train_on, problems):
+            policy = overlong or ("error" if sample.turns else "split")
+            examples += _fit(sample, tokens, max_length, policy, report, problems)
     tick(len(samples))
     if problems:
         raise DataError(problems=problems)
@@ -124,15 +127,15 @@ def encode_all(
 def _tokenised(
     samples: Sequence[Sample], renderer: Renderer, train_on: TrainOn, problems: list[RowProblem]
 ) -> Iterator[tuple[Sample, Tokens]]:
-    for start in range(0, len(samples), BATCH):
-        rendered: list[tuple[Sample, Rendered]] = []
-        for sample in samples[start : start + BATCH]:
-            try:
-                rendered.append((sample, renderer.render(sample, train_on)))
-            except ValueError as error:
-                problems.append(sample.row.problem(f"{error}."))
-        if not rendered:
-            continue
+    rendered: list[tuple[Sample, Rendered]] = []
+    for sample in samples:
+        try:
+            rendered.append((sample, renderer.render(sample, train_on)))
+        except ValueError as error:
+            problems.append(sample.row.problem(f"{str(error).rstrip('.')}."))
+    if not rendered:
+        return
+    with _whole_offsets(renderer.tokenizer):
         encoded = renderer.tokenizer(
             [item.text for _, item in rendered],
             add_special_tokens=False,
@@ -140,38 +143,62 @@ def _tokenised(
             return_attention_mask=False,
             verbose=False,
         )
-        for (sample, item), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            yield sample, _with_ends(item, renderer, ids, offsets)
+    for (sample, item), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield sample, _with_ends(item, renderer, ids, offsets)
+
+
+@contextmanager
+def _whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Without its post-processor, which here would only trim the spaces off the places of tokens, as Llama 3's does."""
+    core = tokenizer.backend_tokenizer
+    kept = core.post_processor
+    core.post_processor = None
+    try:
+        yield
+    finally:
+        core.post_processor = kept
 
 
 def _with_ends(item: Rendered, renderer: Renderer, ids: list[int], offsets: list[tuple[int, int]]) -> Tokens:
     """Mark the supervised tokens and put special tokens around, one BOS at most and one terminator."""
-    spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    places = np.fromiter(itertools.chain.from_iterable(offsets), dtype=np.int64, count=2 * len(ids))
+    starts, stops = places[::2], places[1::2]
     is_target = np.zeros(len(ids), dtype=bool)
     for start, end in item.spans:
-        is_target |= (spans[:, 0] < end) & (spans[:, 1] > start)
-    front = list(renderer.around[0]) if item.special else []
-    if front and ids[: len(front)] == front:
-        front = []  # the template wrote it already
-    eos = renderer.tokenizer.eos_token_id
+        is_target |= (starts < end) & (stops > start)
+    tokenizer = renderer.tokenizer
+    front = renderer.missing_front(ids, special=item.special)
+    eos = tokenizer.eos_token_id
     back = [int(eos)] if not item.ends and eos is not None and ids[-1:] != [eos] else []
+    written = 0 if front or tokenizer.bos_token_id is None else int(ids[:1] == [tokenizer.bos_token_id])
     return Tokens(
         ids=np.array([*front, *ids, *back], dtype=np.int32),
         is_target=np.concatenate([np.zeros(len(front), bool), is_target, np.ones(len(back), bool)]),
-        num_bytes=np.concatenate([np.zeros(len(front), int), _bytes_of(item.text, spans), np.zeros(len(back), int)]),
-        front=len(front),
+        num_bytes=np.concatenate([np.zeros(len(front), int), _bytes_of(item.text, stops), np.zeros(len(back), int)]),
+        front=len(front) + written,
     )
 
 
-def _bytes_of(text: str, spans: np.ndarray) -> np.ndarray:
-    """UTF-8 bytes that each token adds; a character spread over several tokens counts at the first."""
+def _bytes_of(text: str, stops: np.ndarray) -> np.ndarray:
+    """UTF-8 bytes that each token adds to those before it.
+
+    A character spread over several tokens counts at the first, and one without a token at the next; so the sum is that
+    of the text, whatever the tokenizer leaves out.
+    """
+    if len(stops) == 0:
+        return np.zeros(0, int)
+    reached = np.maximum.accumulate(stops)
+    reached[-1] = len(text)
+    return np.diff(_widths(text)[reached], prepend=0)
+
+
+def _widths(text: str) -> np.ndarray:
+    """UTF-8 bytes before each character, and of all."""
     if text.isascii():
-        widths = np.arange(len(text) + 1)
-    else:
-        widths = np.concatenate([[0], np.cumsum([len(character.encode("utf-8")) for character in text])])
-    reached = np.maximum.accumulate(spans[:, 1]) if len(spans) else spans[:, 1]
-    before = np.concatenate([[0], reached[:-1]]) if len(spans) else reached
-    return np.asarray(np.maximum(widths[reached] - widths[np.maximum(spans[:, 0], before)], 0))
+        return np.arange(len(text) + 1)
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    sizes = 1 + (points > 0x7F).astype(int) + (points > 0x7FF) + (points > 0xFFFF)
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _fit(
@@ -192,15 +219,13 @@ def _fit(
         pieces = [slice(start, start + max_length) for start in range(0, length - 1, max_length - 1)]
     elif policy == "truncate":
         pieces = [slice(0, max_length)]
-        _note_truncated(report, place)
     elif policy == "truncate_prompt" and (shorter := _shorten_prompt(tokens, max_length)) is not None:
         tokens, pieces = shorter, [slice(0, max_length)]
-        _note_truncated(report, place)
     elif policy == "drop":
         report.drop("overlong", place)
         return []
     else:
-        hint = "Its answer alone is too long: raise data.max_length or use overlong: drop."
+        hint = "What is trained on is too long by itself: raise data.max_length or use overlong: drop."
         if policy == "error":
             hint = "Raise data.max_length or set data.overlong: drop, truncate_prompt or truncate."
         problems.append(sample.row.problem(f"has {length} tokens, more than max_length {max_length}. {hint}"))
@@ -211,13 +236,10 @@ def _fit(
         return []
     report.kept += 1
     report.windows += len(examples)
+    if length > max_length and policy != "split":
+        report.truncated += 1
+        report.truncated_rows += [place][: DataError.SHOWN - len(report.truncated_rows)]
     return examples
-
-
-def _note_truncated(report: Report, place: str) -> None:
-    report.truncated += 1
-    if len(report.truncated_rows) < DataError.SHOWN:
-        report.truncated_rows.append(place)
 
 
 def _shorten_prompt(tokens: Tokens, max_length: int) -> Tokens | None:

@@ -1,21 +1,17 @@
 """Read rows from files and hubs, each with the place it came from.
 
-Formats by ending: txt, md (one document a file), jsonl, json (a list of objects), csv, tsv (with a header line), parquet.
-Anything that is no file, glob or folder is a hub id. Errors carry the physical line (parquet and json: the row).
+The file formats are in `parse.py`. Anything that is no file, glob or folder is a hub id.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftune.data.parse import parse
 from ftune.errors import DataError, MachineError, RowProblem, suggestion
 from ftune.quantities import Slice
 from ftune.recipe import Source
@@ -47,214 +43,86 @@ def locate(source: Source, folder: Path) -> list[Path] | None:
         DataError: it looks like a file, and there is none.
     """
     path = folder / source.path
-    if any(mark in source.path for mark in "*?["):
-        matched = sorted(p for p in _glob(path) if p.is_file())
-        if not matched:
-            raise DataError(f"{path}: no file matches this pattern. Relative paths start from the recipe's folder.")
-        return matched
-    if path.is_file():
-        if path.suffix.lower() not in ENDINGS:
-            raise DataError(f"{path}: unknown ending '{path.suffix}'. Expected one of: {', '.join(ENDINGS)}.")
-        return [path]
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder. Name its files with a glob such as '{source.path}/*.jsonl'.")
-    if path.suffix.lower() in ENDINGS or source.path.startswith((".", "/")) or source.path.count("/") > 1:
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = suggestion(path.name, near) if near else ""
-        hint = hint if "Did you mean" in hint else " Relative paths start from the recipe's folder."
-        raise DataError(f"{path}: no such file.{hint}")
+    try:
+        if path.is_file():
+            return [_readable(path)]
+        if any(mark in source.path for mark in "*?["):
+            return [_readable(matched) for matched in _matches(path, source.path, folder)]
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder. Name its files with a glob such as '{source.path}/*.jsonl'.")
+        if path.suffix.lower() in ENDINGS or source.path.startswith((".", "/")) or source.path.count("/") > 1:
+            raise DataError(f"{path}: no such file.{_hint(path)}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be looked at: {error.strerror}.") from error
     return None
 
 
-def _glob(pattern: Path) -> Iterator[Path]:
-    anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
-    return anchor.glob(str(pattern.relative_to(anchor) if pattern.is_absolute() else pattern))
+def _readable(path: Path) -> Path:
+    if path.suffix.lower() not in ENDINGS:
+        raise DataError(f"{path}: unknown ending '{path.suffix}'. Expected one of: {', '.join(ENDINGS)}.")
+    return path
 
 
-def read_source(source: Source, folder: Path) -> Iterator[Row]:
-    """All rows of `source`, within the range its split names.
+def _matches(path: Path, pattern: str, folder: Path) -> list[Path]:
+    root = Path(path.anchor) if Path(pattern).is_absolute() else folder  # marks in the folder's own name are letters
+    try:
+        matched = sorted(p for p in root.glob(pattern.removeprefix(root.anchor)) if p.is_file())
+    except ValueError as error:
+        raise DataError(f"{path}: is no valid pattern: {error}.") from error
+    if not matched:
+        raise DataError(f"{path}: no file matches this pattern. Relative paths start from the recipe's folder.")
+    return matched
+
+
+def _hint(path: Path) -> str:
+    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = suggestion(path.name, near)
+    return hint if "Did you mean" in hint else " Relative paths start from the recipe's folder."
+
+
+def read_source(source: Source, folder: Path) -> Iterator[Row | RowProblem]:
+    """All rows of `source`, within the range its split names, and every problem of the files that are read.
 
     Raises:
-        DataError: with every malformed row of the file that is read, by file and line.
+        DataError: there is nothing to read.
     """
     files = locate(source, folder)
     part = Slice.parse(source.split)
     if files is None:
         yield from _hub_rows(source)
-        return
-    rows = [row for file in files for row in read_file(file)] if part.start or part.stop else None
-    if rows is None:
+    elif not (part.start or part.stop):
         for file in files:
             yield from read_file(file)
-        return
-    start, stop = part.bounds(len(rows))
-    yield from rows[start:stop]
+    else:
+        items = [item for file in files for item in read_file(file)]
+        rows = [item for item in items if isinstance(item, Row)]
+        yield from (item for item in items if isinstance(item, RowProblem))
+        yield from rows[slice(*_bounds(source, len(rows)))] if rows else ()
 
 
-def read_file(path: Path) -> Iterator[Row]:
-    """All rows of one file.
+def _bounds(source: Source, rows: int) -> tuple[int, int]:
+    start, stop = Slice.parse(source.split).bounds(rows)
+    if start == stop:
+        raise DataError(f"{source.path}: the range {source.split!r} holds none of its {rows} rows.")
+    return start, stop
+
+
+def read_file(path: Path) -> Iterator[Row | RowProblem]:
+    """All rows of one file, and a problem for everything in it that is no row.
 
     Raises:
-        DataError: with every malformed row.
+        DataError: it cannot be read, or holds nothing.
     """
-    ending = path.suffix.lower()
-    problems: list[RowProblem] = []
-    if ending == ".parquet":
-        items: Iterator[Row | RowProblem] = _parquet_rows(path)
-    elif ending == ".jsonl":
-        items = _jsonl_rows(path)
-    elif ending == ".json":
-        items = _json_rows(path)
-    elif ending in (".csv", ".tsv"):
-        items = _table_rows(path, "," if ending == ".csv" else "\t")
-    else:
-        items = iter([Row(str(path), 1, {"text": _text(path)})])
     count = 0
-    for item in items:
-        count += 1
-        if isinstance(item, RowProblem):
-            problems.append(item)
-        elif not problems:
-            yield item
-    if problems:
-        raise DataError(problems=problems)
-    if count == 0:
-        raise DataError(f"{path}: holds no rows.")
-
-
-def _text(path: Path) -> str:
-    raw = _bytes(path)
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(problems=[RowProblem(str(path), line, _not_utf8(raw[error.start]))]) from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        for number, found in parse(path):
+            count += 1
+            file = str(path)
+            yield RowProblem(file, number, found) if isinstance(found, str) else Row(file, number, found)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-
-
-def _not_utf8(byte: int) -> str:
-    return f"is not UTF-8 text (byte 0x{byte:02x}). Save the file as UTF-8."
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row | RowProblem]:
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                yield RowProblem(str(path), number, _not_utf8(raw[error.start]))
-                continue
-            if not text:
-                continue
-            try:
-                values = _loads(text)
-            except ValueError as error:
-                yield RowProblem(str(path), number, f"is not valid JSON: {error}. Expected one object a line.")
-                continue
-            yield _row_or_problem(path, number, values)
-
-
-def _json_rows(path: Path) -> Iterator[Row | RowProblem]:
-    text = _text(path)
-    try:
-        values = _loads(text)
-    except json.JSONDecodeError as error:
-        hint = " One object a line is .jsonl." if error.msg == "Extra data" else ""
-        yield RowProblem(str(path), error.lineno, f"is not valid JSON: {error.msg} at column {error.colno}.{hint}")
-        return
-    except ValueError as error:
-        yield RowProblem(str(path), 1, f"is not valid JSON: {error}.")
-        return
-    if not isinstance(values, list):
-        yield RowProblem(str(path), 1, f"expected a list of objects, received {_kind(values)}.")
-        return
-    for number, value in enumerate(values, start=1):
-        yield _row_or_problem(path, number, value)
-
-
-def _loads(text: str) -> Any:
-    """JSON without its traps: a repeated key, NaN and lone surrogates are errors."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise ValueError(f"key {repeated!r} is repeated")
-        return values
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no JSON value")
-
-    try:
-        values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if re.search(r"\\u[dD][89a-fA-F]", text):
-        try:
-            json.dumps(values, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError("holds half of a surrogate pair") from error
-    return values
-
-
-def _row_or_problem(path: Path, number: int, values: Any) -> Row | RowProblem:
-    if isinstance(values, dict):
-        return Row(str(path), number, values)
-    return RowProblem(str(path), number, f"expected an object, received {_kind(values)}.")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def _table_rows(path: Path, delimiter: str) -> Iterator[Row | RowProblem]:
-    """Rows of a csv (quoted fields) or tsv (quotes are letters) with a header; a row is named by its first line."""
-    text = _text(path)
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    header: list[str] | None = None
-    first_line = 1
-    while True:
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield RowProblem(str(path), first_line, f"is not a valid row: {error}.")
-            return
-        if header is None:
-            header = fields
-            if len(set(header)) < len(header):
-                yield RowProblem(str(path), 1, f"the header names a column twice: {', '.join(header)}.")
-                return
-        elif fields and len(fields) != len(header):
-            message = f"expected {len(header)} fields ({', '.join(header)}), received {len(fields)}."
-            yield RowProblem(str(path), first_line, message)
-        elif fields:
-            yield Row(str(path), first_line, dict(zip(header, fields, strict=True)))
-        first_line = reader.line_num + 1
-
-
-def _parquet_rows(path: Path) -> Iterator[Row | RowProblem]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(str(path), number, values)
-    except (pyarrow.ArrowException, OSError) as error:
-        yield RowProblem(str(path), 1, f"is not a readable parquet file: {str(error).splitlines()[0]}.")
+    if count == 0:
+        raise DataError(f"{path}: holds no rows.")
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:
@@ -267,14 +135,18 @@ def _hub_rows(source: Source) -> Iterator[Row]:
         table = datasets.load_dataset(source.path, split=part.name or "train", revision=source.revision)
     except (ConnectionError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, OSError) as error:
         raise MachineError(
-            f"data set '{source.path}' is no file here and cannot be had from the hub: {str(error).splitlines()[0]}. "
+            f"data set '{source.path}' is no file here and cannot be had from the hub: {_first_line(error)}. "
             "Check the name, or download it first and name the file."
         ) from error
-    except ValueError as error:
-        raise DataError(f"data set '{source.path}': {str(error).splitlines()[0]}") from error
-    start, stop = part.bounds(len(table))
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # no such split, a script, bad files
+        raise DataError(f"data set '{source.path}': {_first_line(error)}.") from error
+    start, stop = _bounds(source, len(table))
     for number in range(start, stop):
-        yield Row(f"{source.path}[{part.name}]", number + 1, table[number])
+        yield Row(f"{source.path}[{part.name or 'train'}]", number + 1, table[number])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def fingerprint(files: list[Path]) -> dict[str, str]:

@@ -7,6 +7,8 @@ with the turn's terminator, so that a model learns to stop.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +16,16 @@ from ftune.data.shape import Sample, Turn
 from ftune.errors import DataError
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Template, TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers import PreTrainedTokenizerBase
 
 Mode = Literal["chat", "prompt", "plain"]
 TrainOn = Literal["completion", "last", "all"]
+_OF_MESSAGES = re.compile(r"\{[{%](?:(?![%}]\}).)*?\bmessages\b", re.DOTALL)
+"""A template of whole conversations: its code, not its words, speaks of `messages`."""
+_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a template may raise besides Jinja's own errors, such as OverflowError for a range beyond the sandbox's."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +61,23 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
         self.tokenizer = tokenizer
-        self.template = None if template is None else _compiled(template)
-        if template is not None and "messages" in template:
-            tokenizer.chat_template = template
+        self.template: Template | None = None
         self.mode: Mode = "plain"
-        if template is not None and "messages" not in template:
-            self.mode = "prompt"
-        elif tokenizer.chat_template:
+        self._ours = template is not None
+        if template is not None and not _OF_MESSAGES.search(template):
+            self.template, self.mode = _compiled(template), "prompt"
+            return
+        if template is not None:
+            tokenizer.chat_template = template
+            _check_syntax(tokenizer)
+        if tokenizer.chat_template:
             self.mode = "chat"
 
     @property
     def description(self) -> str:
         """How prompts are rendered, for the plan."""
         return {
-            "chat": "chat template of the tokenizer" if self.template is None else "chat template of the recipe",
+            "chat": f"chat template of the {'recipe' if self._ours else 'tokenizer'}",
             "prompt": "prompt template of the recipe",
             "plain": "text as it is",
         }[self.mode]
@@ -81,14 +91,11 @@ class Renderer:
         if not sample.turns:
             return Rendered(sample.text, ((0, len(sample.text)),), special=True, ends=False)
         if self.mode == "chat":
-            rendered = self._conversation(sample.turns, train_on)
-        else:
-            prompt, answer = self.prompt(sample), sample.turns[-1].content
-            spans = ((len(prompt), len(prompt) + len(answer)),)
-            rendered = Rendered(prompt + answer, spans, special=True, ends=False)
-        if train_on == "all":
-            return Rendered(rendered.text, ((0, len(rendered.text)),), rendered.special, rendered.ends)
-        return rendered
+            return self._conversation(sample.turns, train_on)
+        prompt = self.prompt(sample)
+        text = prompt + sample.turns[-1].content
+        start = 0 if train_on == "all" else len(prompt)
+        return Rendered(text, ((start, len(text)),), special=True, ends=False)
 
     def prompt(self, sample: Sample) -> str:
         """What a model is given to answer the last assistant turn of `sample`.
@@ -102,14 +109,18 @@ class Renderer:
         if any(turn.role == "assistant" for turn in before):
             raise ValueError("several turns need a chat template: the tokenizer has none. Set data.template")
         if self.template is not None:
-            return _run(self.template, **(sample.fields or {}))
+            return _run(self.template, sample.fields or {})
         return "\n\n".join(turn.content for turn in before)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a rendered prompt, exactly as training saw them."""
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        front = () if self.mode == "chat" else self.around[0]
-        return [*front, *ids]
+        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*self.missing_front(ids, special=self.mode != "chat"), *ids]
+
+    def missing_front(self, ids: list[int], *, special: bool) -> tuple[int, ...]:
+        """Special ids to put before a text: none in a chat, nor where a template wrote them already."""
+        front = self.around[0] if special else ()
+        return () if tuple(ids[: len(front)]) == front else front
 
     @functools.cached_property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -123,31 +134,36 @@ class Renderer:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which an answer ends: the end of a turn as the template writes it, and EOS."""
         ids = set() if self.tokenizer.eos_token_id is None else {int(self.tokenizer.eos_token_id)}
-        if self.mode == "chat":
-            rendered = self._conversation((Turn("user", "a"), Turn("assistant", "b")), "completion")
+        asked, system = (Turn("user", "a"), Turn("assistant", "b")), Turn("system", "c")
+        for turns in (asked, (system, *asked)) if self.mode == "chat" else ():
+            try:
+                rendered = self._conversation(turns, "last")
+            except ValueError:  # a template that insists on a system turn, or cannot be trained on
+                continue
             if rendered.ends:
-                last = self.tokenizer(rendered.text[: rendered.spans[-1][1]], add_special_tokens=False)["input_ids"]
-                ids.add(last[-1])
+                ids.add(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"][-1])
+            break
         return tuple(sorted(ids))
 
     def _conversation(self, turns: tuple[Turn, ...], train_on: TrainOn) -> Rendered:
         text = self._chat(turns, ask=False)
+        if train_on == "all":
+            last = re.search(rf"(?:{self._special.pattern})\s*$", text)
+            return Rendered(text, ((0, len(text)),), special=False, ends=last is not None)
+        answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
         spans: list[tuple[int, int]] = []
         ends = False
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before, after = self._chat(turns[:index], ask=True), self._chat(turns[: index + 1], ask=False)
+        for index in answers if train_on == "completion" else answers[-1:]:
+            before = self._chat(turns[:index], ask=True)
+            after = text if index + 1 == len(turns) else self._chat(turns[: index + 1], ask=False)
             if not (after.startswith(before) and text.startswith(after)):
                 raise ValueError(
-                    "the chat template rewrites earlier turns, so what to train on cannot be told. "
-                    "Set data.template to one that renders each turn the same wherever it stands"
+                    "the chat template rewrites earlier turns, so what to train on cannot be told. Set data.template "
+                    "to one that renders each turn the same wherever it stands, or data.train_on to last"
                 )
-            end, ends = self._end_of_turn(after, len(before), turn.content)
+            end, ends = self._end_of_turn(after, len(before), turns[index].content)
             spans.append((len(before), end))
-        if train_on == "last":
-            spans = spans[-1:]
-        return Rendered(text[: spans[-1][1]] if train_on != "all" else text, tuple(spans), special=False, ends=ends)
+        return Rendered(text[: spans[-1][1]], tuple(spans), special=False, ends=ends)
 
     def _end_of_turn(self, text: str, start: int, content: str) -> tuple[int, bool]:
         """Where the turn that begins at `start` ends, and whether it ends with a terminator."""
@@ -155,45 +171,85 @@ class Renderer:
         found = text.find(body, start)
         if found < 0:
             raise ValueError("the chat template alters the assistant's words, so what to train on cannot be told")
-        after = found + len(body)
-        nearest = [(text.find(token, after), token) for token in self._special_tokens if token in text[after:]]
-        if not nearest:
-            return after, False
-        position, token = min(nearest)
-        return position + len(token), True
+        terminator = self._special.search(text, found + len(body))
+        return (found + len(body), False) if terminator is None else (terminator.end(), True)
 
     @functools.cached_property
-    def _special_tokens(self) -> tuple[str, ...]:
+    def _special(self) -> re.Pattern[str]:
+        """Any special token; one that begins like a longer one comes after it."""
         added = self.tokenizer.added_tokens_decoder.values()
-        return tuple(sorted({str(token.content) for token in added if token.special}))
+        tokens = sorted({str(token.content) for token in added if token.special}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     def _chat(self, turns: tuple[Turn, ...], *, ask: bool) -> str:
         from jinja2 import TemplateError
 
+        if not turns:
+            raise ValueError("begins with an assistant message, so there is no prompt to answer")
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        except (TemplateError, TypeError, IndexError, KeyError) as error:
+        except (TemplateError, *_FAULTS) as error:
             roles = ", ".join(turn.role for turn in turns)
             raise ValueError(f"the chat template refuses the roles {roles}: {error}") from error
         return str(text)
 
 
-def _compiled(template: str) -> Template:
-    from jinja2 import StrictUndefined, TemplateSyntaxError
+def template_columns(template: str | None) -> tuple[str, ...]:
+    """Names that a prompt template shows; none for a template of whole conversations.
+
+    Raises:
+        DataError: the template is no valid Jinja.
+    """
+    from jinja2.meta import find_undeclared_variables
+
+    if template is None or _OF_MESSAGES.search(template):
+        return ()
+    _compiled(template)
+    return tuple(sorted(find_undeclared_variables(_environment().parse(template))))
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+        finalize=lambda value: "" if value is None else value,  # an empty cell is not the word "None"
+    )
+
+
+def _compiled(template: str) -> Template:
+    from jinja2 import TemplateSyntaxError
+
     try:
-        return environment.from_string(template)
+        return _environment().from_string(template)
     except TemplateSyntaxError as error:
-        raise DataError(f"data.template: is no valid Jinja: {error.message} (its line {error.lineno}).") from error
+        raise _invalid(error) from error
 
 
-def _run(template: Template, **values: Any) -> str:
+def _check_syntax(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compile the tokenizer's chat template where transformers does, which knows more tags than plain Jinja."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise _invalid(error) from error
+    except (TemplateError, *_FAULTS):  # it wants other roles; each row will tell
+        return
+
+
+def _invalid(error: TemplateSyntaxError) -> DataError:
+    return DataError(f"data.template: is no valid Jinja: {error.message} (its line {error.lineno}).")
+
+
+def _run(template: Template, values: Mapping[str, Any]) -> str:
     from jinja2 import TemplateError
 
     try:
-        return template.render(**values)
-    except (TemplateError, TypeError) as error:
+        return template.render(dict(values))
+    except (TemplateError, *_FAULTS) as error:
         raise ValueError(f"data.template cannot be rendered: {error}. Columns here: {', '.join(values)}") from error

@@ -5,6 +5,7 @@ This is where columns are mapped, formats detected, and rows with missing, empty
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +14,12 @@ from ftune.data.read import Row
 from ftune.errors import DataError, RowProblem, suggestion
 from ftune.recipe import COLUMNS, FORMATS
 
+Role = Literal["system", "user", "assistant", "tool"]
 OPTIONAL = {"system", "input"}
-ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
-         "system": "system", "tool": "tool", "observation": "tool", "function_call": "assistant"}  # fmt: skip
+ROLES: dict[str, Role] = {
+    "system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
+    "gpt": "assistant", "function_call": "assistant", "tool": "tool", "observation": "tool",
+}  # fmt: skip
 """Roles of ShareGPT and of OpenAI messages, in the words of chat templates."""
 SIGNATURES = {
     "chat": [{"messages"}, {"conversations"}],
@@ -30,7 +34,7 @@ SIGNATURES = {
 class Turn:
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Role
     content: str
 
 
@@ -43,12 +47,14 @@ class Sample:
         turns: the conversation; empty for format text.
         text: the document; empty for all other formats.
         fields: the row's values under our names, for templates.
+        shown: those of them that the template shows.
     """
 
     row: Row
     turns: tuple[Turn, ...] = ()
     text: str = ""
     fields: Mapping[str, Any] | None = None
+    shown: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
@@ -58,8 +64,9 @@ class Sample:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """Equal for exact duplicates."""
-        return (self.text, *((turn.role, turn.content) for turn in self.turns))
+        """Equal for exact duplicates: the same words under the same template."""
+        turns = ((turn.role, turn.content) for turn in self.turns)
+        return (self.text, *turns, *(repr((self.fields or {}).get(name)) for name in self.shown))
 
 
 def detect_format(columns: list[str], mapping: Mapping[str, str], file: str) -> str:
@@ -86,14 +93,24 @@ def detect_format(columns: list[str], mapping: Mapping[str, str], file: str) -> 
     )
 
 
-def to_sample(row: Row, row_format: str, mapping: Mapping[str, str]) -> Sample | list[RowProblem]:
-    """Read one row as `row_format`, or say everything that is wrong with it."""
+def to_sample(
+    row: Row, row_format: str, mapping: Mapping[str, str], shown: tuple[str, ...] = ()
+) -> Sample | list[RowProblem]:
+    """Read one row as `row_format`, or say everything that is wrong with it.
+
+    Args:
+        row: as it was read.
+        row_format: one of `FORMATS`.
+        mapping: our names to theirs.
+        shown: columns that the template shows.
+    """
     if row_format == "chat":
-        return _chat(row, mapping)
-    fields: dict[str, Any] = {k: v for k, v in row.values.items()}
+        return _chat(row, mapping, shown)
+    values = _without_nan(row.values)
+    fields = dict(values)
     problems = []
     for name in COLUMNS[row_format]:
-        value = row.values.get(mapping.get(name, name))
+        value = values.get(mapping.get(name, name))
         if value is None and name in OPTIONAL:
             value = ""
         problem = _field_problem(row, name, mapping.get(name, name), value)
@@ -110,46 +127,59 @@ def to_sample(row: Row, row_format: str, mapping: Mapping[str, str]) -> Sample |
     else:
         turns = (Turn("user", fields["prompt"]), Turn("assistant", fields["completion"]))
     system = (Turn("system", fields["system"]),) if fields["system"] else ()
-    return Sample(row, turns=(*system, *turns), fields=fields)
+    return Sample(row, turns=(*system, *turns), fields=fields, shown=shown)
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with null for NaN, which is how tables of numbers write an empty cell."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
 def _field_problem(row: Row, name: str, theirs: str, value: Any) -> RowProblem | None:
     if theirs not in row.values and name not in OPTIONAL:
         return row.problem(f"is missing.{suggestion(theirs, row.values)} Map it with data.columns.", theirs)
-    if value is None:
-        return row.problem("expected text, received null.", theirs)
     if not isinstance(value, str):
-        return row.problem(f"expected text, received {type(value).__name__}: {str(value)[:80]!r}.", theirs)
+        return row.problem(f"expected text, received {_short(value)}.", theirs)
     if not value.strip() and name not in OPTIONAL:
         return row.problem("is empty.", theirs)
     return None
 
 
-def _chat(row: Row, mapping: Mapping[str, str]) -> Sample | list[RowProblem]:
-    column = mapping.get("messages", "messages" if "messages" in row.values else "conversations")
+def _chat(row: Row, mapping: Mapping[str, str], shown: tuple[str, ...]) -> Sample | list[RowProblem]:
+    column = mapping.get("messages", "conversations" if "conversations" in row.values else "messages")
     messages = row.values.get(column)
     if column not in row.values:
         return [row.problem(f"is missing.{suggestion(column, row.values)} Map it with data.columns.", column)]
     if not isinstance(messages, list) or not messages:
-        return [row.problem(f"expected a list of messages, received {str(messages)[:80]!r}.", column)]
-    turns: list[Turn] = []
-    problems: list[RowProblem] = []
-    for index, message in enumerate(messages):
-        place = f"{column}[{index}]"
-        if not isinstance(message, dict):
-            problems.append(row.problem(f"expected an object, received {str(message)[:80]!r}.", place))
-            continue
-        role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
-        if role not in ROLES:
-            near = suggestion(str(role), ROLES)
-            problems.append(row.problem(f"unknown role {role!r}.{near}", f"{place}.role"))
-        elif not isinstance(content, str):
-            problems.append(row.problem(f"expected text, received {content!r}.", f"{place}.content"))
-        elif not content.strip() and ROLES[role] == "assistant":
-            problems.append(row.problem("is empty.", f"{place}.content"))
-        else:
-            turns.append(Turn(ROLES[role], content))  # type: ignore[arg-type]
-    if not problems and not any(turn.role == "assistant" for turn in turns):
+        return [row.problem(f"expected a list of messages, received {_short(messages)}.", column)]
+    turns = [_turn(row, message, f"{column}[{index}]") for index, message in enumerate(messages)]
+    problems = [turn for turn in turns if isinstance(turn, RowProblem)]
+    good = tuple(turn for turn in turns if isinstance(turn, Turn))
+    if not problems and not any(turn.role == "assistant" for turn in good):
         problems.append(row.problem("has no assistant message, so nothing to learn.", column))
-    return problems or Sample(row, turns=tuple(turns), fields=dict(row.values))
+    return problems or Sample(row, turns=good, fields=_without_nan(row.values), shown=shown)
+
+
+def _turn(row: Row, message: Any, place: str) -> Turn | RowProblem:
+    """One message, of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
+    if not isinstance(message, dict):
+        return row.problem(f"expected an object, received {_short(message)}.", place)
+    openai = message.get("role") is not None or "from" not in message
+    whose, what = ("role", "content") if openai else ("from", "value")
+    role, content = message.get(whose), message.get(what)
+    if not isinstance(role, str):
+        return row.problem(f"expected text, received {_short(role)}.", f"{place}.{whose}")
+    if role not in ROLES:
+        return row.problem(f"unknown role {role[:80]!r}.{suggestion(role, ROLES)}", f"{place}.{whose}")
+    if not isinstance(content, str):
+        return row.problem(f"expected text, received {_short(content)}.", f"{place}.{what}")
+    if not content.strip() and ROLES[role] == "assistant":
+        return row.problem("is empty.", f"{place}.{what}")
+    return Turn(ROLES[role], content)
+
+
+def _short(value: Any) -> str:
+    """How a value of a wrong type is shown in a message, in one short line."""
+    if value is None:
+        return "null"
+    return f"{type(value).__name__}: {str(value)[:80]!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from ftune.data.read import Row
 from ftune.data.shape import Sample
@@ -13,7 +14,8 @@ from ftune.errors import DataError
 def without_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """The first of each set of equal samples, and the others."""
     seen: set[tuple[object, ...]] = set()
-    kept, duplicates = [], []
+    kept: list[Sample] = []
+    duplicates: list[Sample] = []
     for sample in samples:
         (duplicates if sample.content in seen else kept).append(sample)
         seen.add(sample.content)
@@ -46,10 +48,14 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
 
 
 def subset(samples: Sequence[Sample], max_rows: int | None, seed: int) -> list[Sample]:
-    """At most `max_rows` samples, drawn by the seed, in the order of the file."""
+    """At most `max_rows` samples, drawn by the seed, in the order of the file.
+
+    A row is known by its file's name and its number, so that moving a project does not change what is measured.
+    """
     if max_rows is None or len(samples) <= max_rows:
         return list(samples)
-    ranked = sorted(range(len(samples)), key=lambda i: _rank(seed, f"{samples[i].row.file}:{samples[i].row.number}"))
+    places = [f"{Path(sample.row.file).name}:{sample.row.number}" for sample in samples]
+    ranked = sorted(range(len(samples)), key=lambda i: _rank(seed, places[i]))
     return [samples[i] for i in sorted(ranked[:max_rows])]
 
 
@@ -66,8 +72,9 @@ def _rank(seed: int, text: str) -> bytes:
 def _cut_document(sample: Sample, share: float) -> tuple[list[Sample], list[Sample]]:
     text = sample.text
     wanted = round(len(text) * (1 - share))
-    cut = text.find("\n", wanted) + 1 or wanted
-    if not 0 < cut < len(text):
+    cut = text.find("\n", wanted, len(text) - 1) + 1 or wanted  # the last line's end would hold nothing out
+    if not (text[:cut].strip() and text[cut:].strip()):
         raise DataError(f"{sample.row.file}: the document is too short to hold out {share:.0%} of it.")
-    line = sample.row.number + text.count("\n", 0, cut)
+    in_file = Path(sample.row.file).suffix.lower() in (".txt", ".md")
+    line = sample.row.number + (text.count("\n", 0, cut) if in_file else 0)
     return [Sample(sample.row, text=text[:cut])], [Sample(Row(sample.row.file, line, {}), text=text[cut:])]

@@ -29,7 +29,9 @@ class Method(BaseModel):
     and the report all read it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: str
     """The file in `ftune/methods/` (or the dotted module) that defines the method."""

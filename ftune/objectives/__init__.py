@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class Objective(BaseModel):
     """Head, collation, loss and metrics. Fields are the objective's own settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: str
     """The file in `ftune/objectives/` that defines the objective."""

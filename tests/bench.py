@@ -1,0 +1,89 @@
+"""A recipe made ready for the loop without a run folder, for laws about gradients and losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ftune.load import Loaded
+
+
+@dataclass
+class Bench:
+    """A recipe made ready for the loop, without a run folder."""
+
+    plan: Any
+    prepared: Any
+    accelerator: Any
+    model: Any
+    module: Any
+    optimizer: Any
+    objective: Any
+
+    def steps(self, first: int = 0) -> Any:
+        """The loop."""
+        from ftune.loop import train_steps
+        from ftune.target import pad_id_of
+
+        return train_steps(
+            self.plan,
+            accelerator=self.accelerator,
+            module=self.module,
+            optimizer=self.optimizer,
+            objective=self.objective,
+            examples=self.prepared.dataset.train.examples,
+            pad_id=pad_id_of(self.prepared.tokenizer),
+            first_step=first,
+            interrupted=lambda: False,
+        )
+
+    def gradients(self) -> dict[str, Any]:
+        """Copies of the gradients of what learns."""
+        return {n: p.grad.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def row_losses(self, **options: Any) -> Any:
+        """Losses of the training rows."""
+        from ftune.evaluation import row_losses
+        from ftune.target import pad_id_of
+
+        settings = {"batch_size": 4, "tick": lambda done, total: None, "pad_id": pad_id_of(self.prepared.tokenizer)}
+        examples = self.prepared.dataset.train.examples
+        return row_losses(
+            self.module, examples, objective=self.objective, accelerator=self.accelerator, **{**settings, **options}
+        )
+
+
+def bench(loaded: Loaded) -> Bench:
+    """Everything that `ftune.run` puts together before the first step."""
+    from ftune.device import build_accelerator, torch_dtype
+    from ftune.loop import training_module
+    from ftune.optim import build_optimizer
+    from ftune.prepare import prepare
+    from ftune.target import attached
+
+    prepared = prepare(loaded, lambda what, done, total: None)
+    plan = prepared.plan
+    accelerator = build_accelerator(plan.runtime)
+    model = attached(prepared.start, loaded.recipe, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
+    if plan.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    module = accelerator.prepare_model(training_module(model, loaded.recipe.objective))
+    optimizer = build_optimizer(plan, loaded.recipe.method, model)
+    return Bench(plan, prepared, accelerator, model, module, optimizer, loaded.recipe.objective)
+
+
+def two_steps(loaded: Loaded) -> dict[str, Any]:
+    """Tensors `first/NAME` and `second/NAME`: gradients of two steps; `losses`, `rows` of both; `nats` of each row."""
+    import torch
+
+    work = bench(loaded)
+    steps = work.steps()
+    found: dict[str, Any] = {}
+    results = []
+    for name in ("first", "second"):
+        results.append(next(steps))
+        found |= {f"{name}/{key}": gradient for key, gradient in work.gradients().items()}
+    found["losses"] = torch.tensor([result.loss for result in results], dtype=torch.float64)
+    found["rows"] = torch.tensor([result.rows for result in results])
+    found["nats"] = torch.from_numpy(work.row_losses(batch_size=3).nats)
+    return found

@@ -1,0 +1,60 @@
+"""What only a CUDA device can show. Skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{i} + {i} =", "completion": f" {2 * i}"} for i in range(64)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: builtin:tiny-llama\nmethod: {name: lora, rank: 8, dropout: 0.1}\n"
+        "data: {train: rows.jsonl, eval: 20%}\n"
+        "train: {duration: 20 steps, batch_size: 8, learning_rate: 1e-2, deterministic: true}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def train(recipe: Path, *options: str) -> dict[str, object]:
+    from ftune.cli import app
+
+    done = CliRunner().invoke(app, ["train", str(recipe), "--quiet", "--json", *options])
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_trains_evaluates_and_merges(recipe: Path, precision: str) -> None:
+    from ftune.cli import app
+
+    report = train(recipe, "--set", f"train.precision={precision}", "--output-dir", precision)
+    metrics = report["metrics"]
+    assert isinstance(metrics, dict)
+    baseline = report["baseline"]
+    assert isinstance(baseline, dict)
+    assert metrics["eval"]["loss"]["value"] < baseline["loss"]
+    plan = json.loads(Path(precision, "plan.json").read_text())
+    assert plan["device"]["value"] == "cuda"
+    assert CliRunner().invoke(app, ["merge", precision, "--quiet"]).exit_code == 0
+
+
+def test_deterministic_runs_repeat_bit_for_bit(recipe: Path) -> None:
+    train(recipe, "--output-dir", "a")
+    train(recipe, "--output-dir", "b")
+    name = Path("model", "adapter_model.safetensors")
+    assert Path("a", name).read_bytes() == Path("b", name).read_bytes()

@@ -1,0 +1,59 @@
+"""Every shipped recipe validates, says how to run it and what it costs, and passes every stage on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ftune.cli import app
+from ftune.load import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in RECIPES} >= {"quickstart", "lora_chat", "full_instruct"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_is_valid_and_explains_itself(path: Path) -> None:
+    load_recipe(path)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert f"ftune train recipes/{path.name}" in text, "the header holds the command that runs it"
+    assert re.search(r"^# Cost: .*\d", text, re.MULTILINE), "the header says what it costs, measured"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_passes_the_smoke_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["train", str(path), "--smoke", "--offline", "--quiet", "--json"])
+    assert done.exit_code == 0, done.output
+    stages = json.loads(done.stdout)["stages"]
+    assert [stage["name"] for stage in stages] == ["train", "resume", "eval", "merge", "generate"]
+    assert list(tmp_path.iterdir()) == [], "a smoke run leaves nothing behind"
+
+
+def test_recipes_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner()
+    listed = json.loads(run.invoke(app, ["recipes", "ls", "--json"]).stdout)["recipes"]
+    assert {entry["name"] for entry in listed} == {path.stem for path in RECIPES}
+    assert run.invoke(app, ["recipes", "show", "quickstart"]).stdout == RECIPES_TEXT["quickstart"]
+    assert run.invoke(app, ["recipes", "copy", "quickstart"]).exit_code == 0
+    assert load_recipe(tmp_path / "quickstart.yaml").recipe.data.train == "data/shakespeare.txt"
+    assert (tmp_path / "data" / "shakespeare.txt").is_file()
+    again = run.invoke(app, ["recipes", "copy", "quickstart"])
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    wrong = run.invoke(app, ["recipes", "show", "quickstrat"])
+    assert wrong.exit_code == 2
+    assert "Did you mean 'quickstart'?" in wrong.stderr
+
+
+RECIPES_TEXT = {path.stem: path.read_text(encoding="utf-8") for path in RECIPES}

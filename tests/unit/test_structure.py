@@ -1,0 +1,171 @@
+"""The shape of the code: imports point one way, files and functions stay small, cold verbs stay cold."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ftune
+import ftune.errors
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "ftune"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAYERS = [
+    {"errors"},
+    {"lookup", "quantities"},
+    {"methods", "objectives"},
+    {"recipe"},
+    {"explain", "consistency", "yaml_file"},
+    {"load"},
+    {"data", "facts", "builtin", "signals"},
+    {"plan"},
+    {"model", "optim", "device", "state", "store"},
+    {"loop", "evaluation"},
+    {"target", "listener"},
+    {"prepare", "report", "drift"},
+    {"provenance"},
+    {"finish", "run"},
+    {"merging", "scoring", "launch"},
+    {"smoke"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+"""From the bottom up: a file may import its own layer's files and those below."""
+HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "scipy", "matplotlib", "pyarrow"}
+LONGER_FILES = {
+    "run.py": "one story, from start to checkpoint, that is clearer in one place",
+    "store.py": "all durable writes are in one file on purpose",
+    "plan.py": "every decision of a run, each a few lines",
+}
+LONGER_FUNCTIONS = {"merge": "load, merge, verify, write, compare: a list of steps"}
+
+
+def layer_of(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if module in names)
+
+
+def top(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def runtime_imports(tree: ast.Module, *, module_level: bool) -> set[str]:
+    """Modules imported at run time: not under TYPE_CHECKING, and at module level only if asked."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
+        if module_level and isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = top(path)
+    for name in runtime_imports(ast.parse(path.read_text(encoding="utf-8")), module_level=False):
+        parts = name.split(".")
+        if parts[0] != "ftune" or len(parts) < 2 or own == "__init__":
+            continue
+        if any(parts[1] in names for names in LAYERS):
+            assert layer_of(parts[1]) <= layer_of(own), f"{path.name} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_heavy_at_import(path: Path) -> None:
+    imported = {name.split(".")[0] for name in runtime_imports(ast.parse(path.read_text()), module_level=True)}
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.name not in LONGER_FILES:
+        assert text.count("\n") <= 320, "split the file, or name the reason in LONGER_FILES"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name not in LONGER_FUNCTIONS and "cli" not in path.parts:
+            assert node.end_lineno - node.lineno <= 60, f"{node.name} is too long"
+
+
+def test_only_our_exceptions_are_raised() -> None:
+    """Users meet FtuneError; LookupError, ValueError and AssertionError stay inside."""
+    inside = {"LookupError", "ValueError", "NotImplementedError", "AssertionError", "AttributeError", "SystemExit"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                name = node.exc.func.id
+                known = name in inside or hasattr(ftune.errors, name) or path.name in ("store.py", "train.py")
+                assert known, f"{path.name}:{node.lineno} raises {name}"
+
+
+def test_nothing_is_pickled_or_evaluated() -> None:
+    banned = {"eval", "exec", "yaml.load", "torch.load", "torch.save"}
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        code = "\n".join(line.split("#")[0] for line in text.splitlines())
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in banned, f"{path}:{node.lineno}"
+        assert "import pickle" not in code
+        assert "shell=True" not in code
+        assert "allow_pickle" not in code
+
+
+def test_only_run_and_store_write() -> None:
+    """Below the verbs, files are opened for writing in the store, or inside a folder the store gave."""
+    allowed = {"store.py", "run.py", "finish.py", "lora.py", "report.py", "common.py", "recipes.py"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                writes = node.func.attr in ("write_text", "write_bytes", "rmtree", "unlink", "rename")
+                on_store = ast.unparse(node.func.value).split(".")[-1] in ("store", "disk") or "Store(" in ast.unparse(
+                    node
+                )
+                assert not writes or on_store or path.name in allowed, f"{path.name}:{node.lineno}"
+
+
+COLD = {
+    "--help": ["--help"],
+    "train --help": ["train", "--help"],
+    "check": ["check", "recipes/quickstart.yaml"],
+    "recipes": ["recipes", "ls"],
+    "methods": ["methods"],
+    "a bad recipe": ["train", "tests/data/bad_recipes/none.yaml"],
+}
+
+
+@pytest.mark.parametrize("arguments", COLD.values(), ids=COLD.keys())
+def test_cold_verbs_import_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from ftune.cli import app\n"
+        f"try:\n    app({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', sorted({'torch', 'transformers', 'peft', 'accelerate', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout
+
+
+def test_public_door() -> None:
+    assert sorted(ftune.__all__) == sorted(ftune._DOOR)
+    for name in ftune.__all__:
+        assert getattr(ftune, name) is not None
+    with pytest.raises(AttributeError):
+        _ = ftune.nothing
+    program = "import ftune, sys; print('torch' in sys.modules, 'pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
