@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from ftune.errors import Problem, suggestion
-from ftune.quantities import is_share
+from ftune.quantities import is_share, parse_share
 from ftune.recipe import COLUMNS, Recipe
 
 NO_EFFECT = "has no effect"
@@ -65,11 +65,16 @@ def _data(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     )
     for column in sorted(set(data.columns) - known):
         yield Problem(f"data.columns.{column}", f"is no column of ours.{suggestion(column, known)}")
-    if is_share(data.train):
-        yield Problem("data.train", "expected a path, received a share.")
-    if is_share(data.test):
-        message = "expected a path or null, received a share. Only data.eval can be a share of train."
-        yield Problem("data.test", message)
+    for name in ("train", "test", "eval"):
+        value = getattr(data, name)
+        shares = [path for path in (value if isinstance(value, list) else [value]) if is_share(path)]
+        if shares and (name != "eval" or isinstance(value, list)):
+            yield Problem(f"data.{name}", f"expected a path, received the share {shares[0]}.")
+    if is_share(data.eval):
+        try:
+            parse_share(str(data.eval))
+        except ValueError as error:
+            yield Problem("data.eval", f"{error}.")
 
 
 def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:

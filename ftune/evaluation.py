@@ -17,6 +17,7 @@ import numpy as np
 from ftune.data.encode import Example
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
+from ftune.errors import DivergedError
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,9 @@ def row_losses(
     """Losses of every example, whatever the batch size and the number of processes.
 
     Leaves the module in the mode it was in, and every generator and gradient as it was.
+
+    Raises:
+        DivergedError: a row's loss is not finite; names the rows.
     """
     import torch
 
@@ -84,11 +88,19 @@ def row_losses(
         module.train(training)
     if accelerator.num_processes > 1:
         nats = accelerator.reduce(nats, reduction="sum")
+    values = nats.double().cpu().numpy() if nats.device.type != "mps" else nats.cpu().double().numpy()
+    if odd := [example.place for example, value in zip(examples, values, strict=True) if not np.isfinite(value)]:
+        raise DivergedError(_not_finite(odd))
     return RowLosses(
-        nats=nats.double().cpu().numpy() if nats.device.type != "mps" else nats.cpu().double().numpy(),
+        nats=values,
         targets=np.array([example.num_targets for example in examples], dtype=np.int64),
         num_bytes=np.array([example.num_bytes for example in examples], dtype=np.int64),
     )
+
+
+def _not_finite(places: list[str]) -> str:
+    shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+    return f"the loss of held-out rows is not finite: {shown}. The weights have diverged, or look at these rows."
 
 
 def mean_loss(losses: RowLosses) -> float:
@@ -110,7 +122,7 @@ def likelihood_scores(losses: RowLosses, metrics: Sequence[str], *, intervals: b
 
 
 def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
+    return math.exp(min(nats, 709.0))  # near the largest float: infinity is no JSON
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, intervals: bool) -> Score:

@@ -201,7 +201,7 @@ def _validate(
         return kind.model_validate(values), []
     except ValidationError as error:
         problems = explain(error, kind, values, prefix)
-        locations = [item["loc"] for item in error.errors(include_url=False) if item["type"] != "missing"]
+        locations = [item["loc"] for item in error.errors(include_url=False)]
     remaining = _without(values, locations)
     for key, block in (required or {}).items():
         given = remaining.get(key)

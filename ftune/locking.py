@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ftune.disk import disk_error
+from ftune.disk import as_disk_error, disk_error
 from ftune.errors import LockedError
 from ftune.manifest import json_object
 from ftune.store import Store
@@ -32,7 +32,8 @@ def lock(root: Path) -> Iterator[None]:
         LockedError: another process owns it; says which.
         DiskError: the folder cannot be made or written.
     """
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    with as_disk_error(root):
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
     store = Store(root)
     store._make_folder(root)
     held = FileLock(root / ".lock")

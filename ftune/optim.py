@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftune.errors import ArtifactError
 from ftune.methods import Method
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FACTOR = "learning_rate_factor"
 """Key of a parameter group: its learning rate as a multiple of the schedule's."""
+DECAY = "decoupled_weight_decay"
+"""Key of a parameter group of `sgd`: what `weight_decay` is to the others."""
 
 
 def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -26,7 +28,7 @@ def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch
         if parameter.requires_grad:
             decay = plan.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((factors.get(name, 1.0), decay), []).append(parameter)
-    settings = [
+    settings: list[dict[str, Any]] = [
         {"params": parameters, FACTOR: factor, "weight_decay": decay, "lr": plan.learning_rate * factor}
         for (factor, decay), parameters in groups.items()
     ]
@@ -34,7 +36,21 @@ def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch
         return torch.optim.AdamW(settings, fused=plan.device != "mps")
     if plan.optimizer == "adafactor":
         return torch.optim.Adafactor(settings)
-    return torch.optim.SGD(settings, momentum=0.9)
+    for group in settings:
+        group[DECAY] = group.pop("weight_decay")
+    optimizer = torch.optim.SGD(settings, momentum=0.9)
+    optimizer.register_step_pre_hook(_decay)  # torch's own would enter the gradient, and so the momentum
+    return optimizer
+
+
+def _decay(optimizer: torch.optim.Optimizer, arguments: object, options: object) -> None:
+    """Shrink weights by learning rate x decay, beside the gradient (Loshchilov & Hutter 2019)."""
+    import torch
+
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(1 - group["lr"] * group[DECAY])
 
 
 def learning_rate(plan: Plan, step: int) -> float:

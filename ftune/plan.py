@@ -24,7 +24,10 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LONGEST_BY_DEFAULT = 1024
 TOKENS_ON_CPU = 1024
 """Tokens per micro-batch that a CPU works best with; see docs/results.md."""
-MACHINE_CHOICES = ("micro_batch_size", "precision", "frozen_dtype", "activation_checkpointing", "num_threads")
+MACHINE_CHOICES = (
+    "micro_batch_size", "eval_batch_size", "precision", "frozen_dtype", "activation_checkpointing", "num_threads",
+    "memory_bytes",
+)  # fmt: skip
 """Fields that depend on the machine and stay what they were when a run is resumed."""
 OPTIMIZER_STATES = {"adamw": 2.0, "adafactor": 0.05, "sgd": 1.0}
 """fp32 numbers of optimizer state per trainable parameter."""
@@ -229,11 +232,11 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
     if duration.unit == "steps":
         decide("steps", int(duration.count), source("train.duration"))
     elif duration.unit == "epochs":
-        steps = max(1, math.ceil(duration.count * per_epoch))
+        steps = max(1, math.ceil(round(duration.count * per_epoch, 6)))  # 0.07 * 100 is 7.000000000000001
         decide("steps", steps, f"{train.duration} x {per_epoch} steps ({source('train.duration')})")
     else:
         per_step = data.tokens / per_epoch
-        steps = max(1, math.ceil(duration.count / per_step))
+        steps = max(1, math.ceil(duration.count * per_epoch / data.tokens))
         decide("steps", steps, f"{train.duration} / {per_step:.0f} tokens a step ({source('train.duration')})")
     decide("max_minutes", train.max_minutes, source("train.max_minutes"))
 
@@ -244,7 +247,7 @@ def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: D
         decide("activation_checkpointing", asked, source("train.activation_checkpointing"))
         return asked
     memory = estimate_memory(recipe, facts, values, micro_batch_size=1, checkpointing=False)
-    needed, there = sum(memory.values()), facts.machine.memory_bytes
+    needed, there = sum(memory.values()), _memory_of_a_process(facts, values)
     on = needed > 0.8 * there
     why = f"auto: one example needs about {needed / 2**30:.1f} of {there / 2**30:.1f} GiB without it"
     decide("activation_checkpointing", on, why)
@@ -258,7 +261,7 @@ def _largest_micro_batch(recipe: Recipe, facts: Facts, values: dict[str, Any], c
     """
     on_cpu = facts.machine.device == "cpu"
     ceiling = int(TOKENS_ON_CPU * facts.data.examples / facts.data.tokens) if on_cpu else 64
-    budget = 0.6 * facts.machine.memory_bytes / (values["num_processes"] if on_cpu else 1)
+    budget = 0.6 * _memory_of_a_process(facts, values)
     share = max(1, math.ceil(recipe.train.batch_size / values["num_processes"]))
     most = max(1, min(ceiling, share))
     size = 1
@@ -268,6 +271,11 @@ def _largest_micro_batch(recipe: Recipe, facts: Facts, values: dict[str, Any], c
             break
         size *= 2
     return size, f"auto: largest power of two <= {most} within 60% of {budget / 0.6 / 2**30:.1f} GiB"
+
+
+def _memory_of_a_process(facts: Facts, values: dict[str, Any]) -> float:
+    """Bytes; processes on a CPU share its memory."""
+    return facts.machine.memory_bytes / (values["num_processes"] if facts.machine.device == "cpu" else 1)
 
 
 def estimate_memory(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from ftune.methods import Method
 from ftune.methods.full import Full
@@ -29,6 +29,13 @@ def _checked(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _duration(value: Any) -> Any:
+    """A number without a unit gets the same answer as any other text that is no duration."""
+    Duration.parse(value if isinstance(value, str) else repr(value))
+    return value
+
+
+PathText = Annotated[str, Field(min_length=1)]
 Share = Annotated[str, _checked(parse_share)]
 Cadence = Annotated[int, Field(ge=1)] | Share
 Split = Annotated[str, _checked(Slice.parse)]
@@ -71,7 +78,7 @@ class Model(Section):
 class Source(Section):
     """One source of rows, when a path alone does not say enough."""
 
-    path: Annotated[str, Field(min_length=1)]
+    path: PathText
     """File, glob or hub id; files are relative to the recipe."""
     split: Split = "train"
     """Split of a hub set and a range of rows: `train`, `test[:400]`, `[10%:]`; files have the range only."""
@@ -85,14 +92,17 @@ class Source(Section):
     """Column names of this source, ours to theirs; null takes `data.columns`."""
 
 
+Sources = Annotated[list[PathText | Source], Field(min_length=1)]
+
+
 class Data(Section):
     """Where rows come from and how they become tokens."""
 
-    train: str | Source | Annotated[list[str | Source], Field(min_length=1)]
+    train: PathText | Source | Sources
     """Path relative to the recipe, glob, hub id, a block with `path` and `split`, or a list of these."""
-    eval: str | Source | list[str | Source] | None = None
+    eval: PathText | Source | Sources | None = None
     """Like `train`; or a share of train such as `5%`, split by group after exact de-duplication; or null."""
-    test: str | Source | list[str | Source] | None = None
+    test: PathText | Source | Sources | None = None
     """Like `train`; scored once, at the end."""
     format: Format = "auto"
     """Row format; `auto` decides by column names where that is unambiguous, and prints its choice."""
@@ -121,7 +131,7 @@ class EarlyStopping(Section):
 class Train(Section):
     """How long, how fast, in what precision."""
 
-    duration: Annotated[str, _checked(Duration.parse)] = "3 epochs"
+    duration: Annotated[str, BeforeValidator(_duration)] = "3 epochs"
     """`3 epochs`, `500 steps` or `2_000_000 tokens`."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """A cap for this start, in minutes of training: saves and stops; the same command goes on."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftune import drift, finish, provenance
 from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
-from ftune.errors import ArtifactError, Interrupted, Problem, RecipeError
+from ftune.errors import ArtifactError, DivergedError, Interrupted, Problem, RecipeError
 from ftune.evaluation import exact_match, likelihood_scores, mean_loss, predict, row_losses
 from ftune.listener import Listener
 from ftune.load import Loaded
@@ -330,15 +330,18 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
             _save_and_leave(run)
 
     pad_id = pad_id_of(run.prepared.tokenizer)
-    losses = row_losses(
-        run.module,
-        split.examples,
-        objective=run.loaded.recipe.objective,
-        accelerator=run.accelerator,
-        pad_id=pad_id,
-        batch_size=plan.eval_batch_size,
-        tick=tick,
-    )
+    try:
+        losses = row_losses(
+            run.module,
+            split.examples,
+            objective=run.loaded.recipe.objective,
+            accelerator=run.accelerator,
+            pad_id=pad_id,
+            batch_size=plan.eval_batch_size,
+            tick=tick,
+        )
+    except DivergedError as error:
+        raise DivergedError(f"evaluation after step {run.state.step}: {error}") from error
     metrics = {name: score.value for name, score in likelihood_scores(losses, plan.metrics, intervals=False).items()}
     metrics["loss"] = mean_loss(losses)
     if generate and "exact_match" in plan.metrics:

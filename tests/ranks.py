@@ -1,6 +1,6 @@
 """Run as a script under torchrun: two steps of several recipes in one process group, gradients and losses written.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 ranks.py '[{"recipe": ..., "out": ...}, ...]'
+python -m torch.distributed.run --standalone --nproc-per-node 2 ranks.py '[{"recipe": ..., "out": ...}, ...]'
 """
 
 from __future__ import annotations

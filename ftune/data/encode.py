@@ -31,7 +31,7 @@ class Example:
     Args:
         ids: int32 token ids, [T].
         is_target: bool, [T]; token t is to be predicted from those before it. The first never is.
-        num_bytes: UTF-8 bytes of the text that the targets spell.
+        num_bytes: UTF-8 bytes of the text that the targets spell; special tokens around it and of templates have none.
         file: where the row came from.
         number: its line or row, from 1.
     """
@@ -171,10 +171,13 @@ def _with_ends(item: Rendered, renderer: Renderer, ids: list[int], offsets: list
     eos = tokenizer.eos_token_id
     back = [int(eos)] if not item.ends and eos is not None and ids[-1:] != [eos] else []
     written = 0 if front or tokenizer.bos_token_id is None else int(ids[:1] == [tokenizer.bos_token_id])
+    num_bytes = _bytes_of(item.text, stops)
+    if not item.special:
+        num_bytes[np.isin(ids, renderer.special_ids)] = 0  # ends of turns are no more text than an EOS is
     return Tokens(
         ids=np.array([*front, *ids, *back], dtype=np.int32),
         is_target=np.concatenate([np.zeros(len(front), bool), is_target, np.ones(len(back), bool)]),
-        num_bytes=np.concatenate([np.zeros(len(front), int), _bytes_of(item.text, stops), np.zeros(len(back), int)]),
+        num_bytes=np.concatenate([np.zeros(len(front), int), num_bytes, np.zeros(len(back), int)]),
         front=len(front) + written,
     )
 

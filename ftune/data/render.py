@@ -145,6 +145,11 @@ class Renderer:
             break
         return tuple(sorted(ids))
 
+    @functools.cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens."""
+        return tuple(sorted(i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special))
+
     def _conversation(self, turns: tuple[Turn, ...], train_on: TrainOn) -> Rendered:
         text = self._chat(turns, ask=False)
         if train_on == "all":
@@ -177,8 +182,8 @@ class Renderer:
     @functools.cached_property
     def _special(self) -> re.Pattern[str]:
         """Any special token; one that begins like a longer one comes after it."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        tokens = sorted({str(token.content) for token in added if token.special}, key=len, reverse=True)
+        added = self.tokenizer.added_tokens_decoder
+        tokens = sorted((str(added[i].content) for i in self.special_ids), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     def _chat(self, turns: tuple[Turn, ...], *, ask: bool) -> str:

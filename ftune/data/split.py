@@ -72,7 +72,7 @@ def _rank(seed: int, text: str) -> bytes:
 def _cut_document(sample: Sample, share: float) -> tuple[list[Sample], list[Sample]]:
     text = sample.text
     wanted = round(len(text) * (1 - share))
-    cut = text.find("\n", wanted, len(text) - 1) + 1 or wanted  # the last line's end would hold nothing out
+    cut = text.find("\n", wanted, len(text.rstrip())) + 1 or wanted  # the last line's end would hold nothing out
     if not (text[:cut].strip() and text[cut:].strip()):
         raise DataError(f"{sample.row.file}: the document is too short to hold out {share:.0%} of it.")
     in_file = Path(sample.row.file).suffix.lower() in (".txt", ".md")

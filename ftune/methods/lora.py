@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "default"
+Word = Annotated[str, Field(min_length=1)]
 
 
 class Lora(Method):
@@ -40,11 +41,11 @@ class Lora(Method):
     """Numerator of the update's scale alpha/rank; > 0."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping an input of A in training; 0 to below 1."""
-    target_modules: Literal["all_linear"] | Annotated[list[str], Field(min_length=1)] = "all_linear"
+    target_modules: Literal["all_linear"] | Annotated[list[Word], Field(min_length=1)] = "all_linear"
     """Layers that get an update: `all_linear` (all but the output head), or ends of module names."""
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    rank_pattern: dict[Word, Annotated[int, Field(ge=1)]] = {}
     """Another rank for modules whose name ends in the key."""
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    alpha_pattern: dict[Word, Annotated[float, Field(gt=0)]] = {}
     """Another alpha for modules whose name ends in the key."""
     rslora: bool = False
     """Scale by alpha/sqrt(rank) instead of alpha/rank, which keeps high ranks stable."""
@@ -55,7 +56,7 @@ class Lora(Method):
     part of W0 into B.A, so that the principal directions learn first."""
     learning_rate_ratio: Annotated[float, Field(ge=1)] | None = None
     """LoRA+: how many times faster B learns than A; null gives both the recipe's learning rate."""
-    new_tokens: list[str] = []
+    new_tokens: list[Word] = []
     """Tokens to add to the vocabulary. Only their rows of the embeddings learn."""
 
     objectives: ClassVar[frozenset[str]] = frozenset({"causal_lm"})

@@ -86,10 +86,7 @@ def test_law_13_a_plain_loop(tmp_path: Path, method: str, accumulation: int) -> 
     work = bench(loaded)
     assert work.plan.accumulation == accumulation
     model = start_model(loaded)
-    if method == "full":
-        learning = dict(model.requires_grad_(True).named_parameters())
-    else:
-        learning = plain_lora(work, model)
+    learning = dict(model.requires_grad_(True).named_parameters()) if method == "full" else plain_lora(work, model)
     losses = plain_loop(model, learning, windows(work), peak=1e-3, warmup=3, decay=0.1, max_norm=1.0)
     assert_same(by_ftune(work), (losses, seen(learning)))
 

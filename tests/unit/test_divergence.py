@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from bases import plain_base
 from laws import ROWS, Shared, events, recipe, train
 
-from ftune import store
 from ftune.errors import DivergedError, exit_code_of
 from ftune.evaluation import likelihood_scores
+from ftune.manifest import verify
 from ftune.state import TrainState
+from ftune.store import checkpoints
 
 
 def poisoned(shared: Shared, folder: Path, token: int, value: float) -> Path:
@@ -38,9 +40,9 @@ def assert_stopped_before(run: Path, step: int) -> None:
     from safetensors.torch import load_file
 
     assert [event["step"] for event in events(run, "step")] == list(range(1, step))
-    for number, folder in store.checkpoints(run):
+    for number, folder in checkpoints(run):
         assert number < step
-        store.verify(folder)
+        verify(folder)
         assert all(torch.isfinite(tensor).all() for tensor in load_file(folder / "weights.safetensors").values())
     assert not (run / "model").exists() and not (run / "report.json").exists()
 
@@ -76,10 +78,10 @@ def test_a_huge_learning_rate(tmp_path: Path, method: str, evaluates: bool) -> N
     with pytest.raises(DivergedError) as caught:
         train(loaded)
     message = str(caught.value)
-    assert message.startswith("step ") and "rows.jsonl:" in message
+    assert re.match(r"(evaluation after )?step \d+: ", message) and "rows.jsonl:" in message
     run = tmp_path / "run"
     last = max((event["step"] for event in events(run, "step")), default=0)
-    assert all(number <= last for number, _ in store.checkpoints(run))
+    assert all(number <= last for number, _ in checkpoints(run))
     assert not (run / "model").exists()
 
 
@@ -89,7 +91,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run_and_names_its_rows(tmp_p
     held.write_text("\n".join(map(json.dumps, [*ROWS[:2], {"prompt": "Q", "completion": "no"}])))
     base = poisoned(shared, tmp_path / "base", ord("Q"), float("nan"))
     loaded = recipe(tmp_path, model=str(base), data={"eval": str(held)}, eval={"every": 1}, method="lora")
-    with pytest.raises(DivergedError, match=r"held\.jsonl:3") as caught:
+    with pytest.raises(DivergedError, match=r"^evaluation after step 0: .*held\.jsonl:3") as caught:
         train(loaded)
     assert "held.jsonl:1" not in str(caught.value)
     assert exit_code_of(caught.value) == 7

@@ -11,9 +11,11 @@ import pytest
 from bases import plain_base
 from laws import CELLS, FAMILIES, Cell, Shared, logits, python, recipe, start_model, train, trained
 
-from ftune import methods, store
+from ftune import methods
 from ftune.errors import ArtifactError
+from ftune.manifest import verify
 from ftune.merging import merge
+from ftune.store import Store
 from ftune.target import open_target
 
 FRESH = str(Path(__file__).parents[1] / "fresh.py")
@@ -69,8 +71,8 @@ def test_law_6_a_missing_weight_is_fatal(tmp_path: Path, shared: Shared, cell: C
 
         shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
         shutil.copytree(run, tmp_path / "damaged")
-        store.Store(tmp_path / "damaged").publish("model", write, {})
-        store.verify(tmp_path / "damaged" / "model")
+        Store(tmp_path / "damaged").publish("model", write, {})
+        verify(tmp_path / "damaged" / "model")
         with pytest.raises(ArtifactError, match=lost.rpartition(".")[0].rpartition(".")[2]):
             open_target(tmp_path / "damaged")
 
@@ -88,7 +90,8 @@ def test_laws_6_and_7_in_a_fresh_process(tmp_path: Path, shared: Shared, method:
             jobs.append({"kind": "transformers", "path": str(merged(shared, cell))})
             expected.append((run.logits, 1e-5))
         if (run.folder / "model" / "adapter_config.json").is_file() and cell.name != "many_new_tokens":
-            jobs.append({"kind": "peft", "base": str(plain_base(shared, cell.family)), "path": str(run.folder / "model")})
+            base = str(plain_base(shared, cell.family))
+            jobs.append({"kind": "peft", "base": base, "path": str(run.folder / "model")})
             expected.append((run.logits, 1e-5))
         if cell.name == method:
             jobs.append({"kind": "ftune", "path": str(run.folder)})
@@ -132,8 +135,8 @@ def test_law_7_merging_keeps_the_function_and_is_repeatable(tmp_path: Path, shar
     assert model.config.tie_word_embeddings == (cell.family != "llama")
     again = merge(run.folder, tmp_path / "again", dtype="fp32", tick=lambda what: None)
     assert again.sha256 == result["sha256"]
-    changed = (logits(start_model(recipe(tmp_path / "base", model=f"builtin:tiny-{cell.family}"))) - run.logits[..., :272])
-    assert changed.abs().max() > 1e-2, "training changed nothing, so the test could not fail"
+    start = logits(start_model(recipe(tmp_path / "base", model=f"builtin:tiny-{cell.family}")))
+    assert (start - run.logits[..., :272]).abs().max() > 1e-2, "training changed nothing, so the test could not fail"
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.name in ("new_tokens", "many_new_tokens")], ids=str)

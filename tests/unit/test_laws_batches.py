@@ -111,7 +111,8 @@ def test_law_9_and_12_two_processes(tmp_path: Path) -> None:
                 jobs.append({"recipe": str(loaded.path), "out": str(loaded.folder / "out.safetensors")})
                 alone.append(two_steps(loaded))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = python(*torchrun, RANKS, json.dumps(jobs), environment={"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = python(*torchrun, RANKS, json.dumps(jobs), environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     for job, wanted in zip(jobs, alone, strict=True):
         found = load_file(job["out"])

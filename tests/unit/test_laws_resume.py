@@ -184,9 +184,7 @@ def test_law_11_in_every_family(
     cadences_agree(tmp_path, shared, method, family, eval_every, save_every)
 
 
-def cadences_agree(
-    tmp_path: Path, shared: Shared, method: str, family: str, eval_every: int, save_every: int
-) -> None:
+def cadences_agree(tmp_path: Path, shared: Shared, method: str, family: str, eval_every: int, save_every: int) -> None:
     loaded = twelve(
         tmp_path, shared, method, family, eval={"every": eval_every}, checkpoint={"every": save_every, "keep": 20}
     )

@@ -57,9 +57,9 @@ method:
 data:
   train:
   - a.jsonl
-  - {path: b.jsonl, split: "[:400]", revision: main, format: instruction, columns: {output: answer}}
+  - {path: b.jsonl, split: "[:400]", subset: main, revision: main, format: instruction, columns: {output: answer}}
   eval: 5%
-  test: {path: org/set, split: "test[:10%]", revision: null, format: null, columns: null}
+  test: {path: org/set, split: "test[:10%]", subset: null, revision: null, format: null, columns: null}
   format: prompt_completion
   columns: {prompt: question, completion: answer}
   template: "Q: {{ prompt }}"
@@ -430,7 +430,7 @@ def test_everything_is_frozen(prefix: str) -> None:
         ("distributed", "device", "Did you mean 'devices'?"),
         ("distributed", "zzz", "Known: devices."),
         ("train.early_stopping", "zzz", "Known: min_delta, patience."),
-        ("data.test", "zzz", "Known: columns, format, path, revision, split."),
+        ("data.test", "zzz", f"Known: {', '.join(sorted(Source.model_fields))}."),
     ],
 )
 def test_an_unknown_key_of_any_block_names_the_nearest(here: Path, block: str, key: str, hint: str) -> None:
@@ -482,6 +482,7 @@ def test_an_unknown_key_of_the_default_method(here: Path) -> None:
         ("method", "learning_rate", "train.learning_rate"),
         ("eval", "keep", "checkpoint.keep"),
         ("data", "metrics", "eval.metrics"),
+        ("model", "early_stoping", "train.early_stopping"),
     ],
 )
 def test_names_of_other_tools_and_places(here: Path, block: str, key: str, meant: str) -> None:
@@ -490,6 +491,13 @@ def test_names_of_other_tools_and_places(here: Path, block: str, key: str, meant
     [line] = refused(json.dumps(tree))
     path = f"{block}.{key}" if block else key
     assert line.partition(" ")[2] == f"{path}: unknown key. Did you mean '{meant}'?"
+
+
+def test_a_key_of_the_top_level_in_a_block(here: Path) -> None:
+    assert refused(MINIMAL + "train: {seed: 1, output_dir: x}\n") == [
+        "3:9 train.seed: unknown key. Did you mean 'seed' at the top level?",
+        "3:18 train.output_dir: unknown key. Did you mean 'output_dir' at the top level?",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -657,6 +665,8 @@ def test_values_are_cut_to_one_line(here: Path) -> None:
     [line] = refused(MINIMAL + f"seed: [{', '.join(['1'] * 1000)}]\n")
     assert len(line) < 120
     assert line == f"3:1 seed: expected a whole number, received [{'1, ' * 18}1,...."
+    assert refused(MINIMAL + f"seed: {'x' * 58}\n") == [f"3:1 seed: expected a whole number, received '{'x' * 58}'."]
+    assert refused(MINIMAL + f"seed: {'x' * 59}\n") == [f"3:1 seed: expected a whole number, received '{'x' * 56}...."]
 
 
 def test_a_recipe_in_any_order_and_clothing_is_the_same(here: Path) -> None:
@@ -773,6 +783,12 @@ def test_bases_that_cannot_be_had(here: Path, extends: str, line: str) -> None:
     assert refused(f"extends: {extends}\n{MINIMAL}") == [line]
 
 
+def test_a_circle_of_bases_alone_is_found(here: Path) -> None:
+    Path("a.yaml").write_text("extends: b.yaml\n", encoding="utf-8")
+    Path("b.yaml").write_text("extends: a.yaml\n", encoding="utf-8")
+    assert refused("extends: a.yaml\n") == ["b.yaml:1:10 extends: goes round in a circle."]
+
+
 def test_a_circle_of_three_is_reported_where_it_closes(here: Path) -> None:
     Path("a.yaml").write_text("extends: b.yaml\n", encoding="utf-8")
     Path("b.yaml").write_text("seed: 1\nextends: r.yaml\n", encoding="utf-8")
@@ -826,7 +842,7 @@ def test_another_kind_of_contradiction_is_an_error_though_inherited(here: Path) 
     ]
 
 
-@pytest.mark.parametrize("folder", ["with space", "a:b", "a:1:2", "日本"])
+@pytest.mark.parametrize("folder", ["with space", "a:b", "a:1:2", "日本", "two\nlines"])
 def test_folders_of_any_name(here: Path, folder: str) -> None:
     """A colon in a path is no line number: what is inherited stays inherited, and problems can be sorted."""
     Path(folder).mkdir()
@@ -936,7 +952,7 @@ def test_set_goes_over_the_base_and_the_recipe(here: Path) -> None:
         ("train.lerning_rate=1", "train.lerning_rate: unknown key. Did you mean 'learning_rate'?"),
         ("lr=1", "lr: unknown key. Did you mean 'train.learning_rate'?"),
         ("trian.seed=1", "trian: unknown key. Did you mean 'train'?"),
-        ("data.train.0.path=x", "data.train.0: unknown key. Known: columns, format, path, revision, split."),
+        ("data.train.0.path=x", f"data.train.0: unknown key. Known: {', '.join(sorted(Source.model_fields))}."),
         ("train=3", "train: expected a block of keys, received 3."),
         ("seed.x=3", "seed: expected a whole number, received {'x': 3}."),
         ("method=lroa", "method.name: unknown method 'lroa'. Did you mean 'lora'?"),
@@ -1283,3 +1299,21 @@ def test_loading_is_cold(tmp_path: Path) -> None:
     assert len(lines) == len(paths) + 1
     assert all(int(line) > 0 for line in lines[1:-1])
     assert lines[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("data: {train: d.jsonl, eval: 150%}", "data.eval: expected a share such as '5%', received '150%'."),
+        ("data: {train: d.jsonl, eval: [5%]}", "data.eval: expected a path, received the share 5%."),
+        ("data: {train: ''}", "data.train: expected some text, received ''."),
+        ("data: {train: d.jsonl, test: []}", "data.test: expected at least one entry, received []."),
+        ("data: {train: d.jsonl}\ntrain: {duration: 3}", "train.duration: expected '3 epochs', '500 steps'"),
+        (
+            "data: {train: d.jsonl}\nmethod: {name: lora, target_modules: ['']}",
+            "method.target_modules.0: expected some text",
+        ),
+    ],
+)
+def test_values_that_would_mean_nothing(here: Path, text: str, line: str) -> None:
+    assert any(line in found for found in refused(f"model: m\n{text}\n"))

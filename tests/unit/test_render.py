@@ -212,7 +212,14 @@ def test_several_turns_need_a_chat_template(template: str | None) -> None:
         assert renderer.render(chat(("user", "q "), ("assistant", "a")), "completion").text == "q a"
 
 
-WORDS = ["{x} {{ y }} {% if z %}", "%s %(a)d 100%", "🙂 ünï 漢字 \u200b", "  leading, trailing \n", "<b>&amp;'\"", "\\n \\u0041"]
+WORDS = [
+    "{x} {{ y }} {% if z %}",
+    "%s %(a)d 100%",
+    "🙂 ünï 漢字 \u200b",
+    "  leading, trailing \n",
+    "<b>&amp;'\"",
+    "\\n \\u0041",
+]
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -281,7 +288,9 @@ def test_columns_of_a_template() -> None:
 # faults and attacks
 
 
-@pytest.mark.parametrize("template", ["{{ prompt", "{% if x %}", "{% for m in messages %}", "{{ messages[ }}", "{% no %}"])
+@pytest.mark.parametrize(
+    "template", ["{{ prompt", "{% if x %}", "{% for m in messages %}", "{{ messages[ }}", "{% no %}"]
+)
 def test_a_template_that_is_no_jinja(template: str) -> None:
     with pytest.raises(DataError, match=r"^data\.template: is no valid Jinja: .+ \(its line 1\)\.$"):
         Renderer(byte_tokenizer(), template)
@@ -305,7 +314,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("template", FAULTS)
 def test_a_prompt_template_that_fails_is_a_fault_of_the_row(template: str) -> None:
-    with pytest.raises(ValueError, match=r"^data\.template cannot be rendered: (?s:.*)Columns here: prompt, comp") as caught:
+    with pytest.raises(
+        ValueError, match=r"^data\.template cannot be rendered: (?s:.*)Columns here: prompt, comp"
+    ) as caught:
         Renderer(byte_tokenizer(), template).render(pair("p", "c"), "completion")
     assert FAULTS[template] in str(caught.value)
 

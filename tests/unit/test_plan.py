@@ -1,0 +1,240 @@
+"""The plan: a pure function of recipe and facts, checked on facts made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from facts import FACTS, GIB, facts, plan_of, recipe_of
+
+from ftune.errors import MachineError, RecipeError
+from ftune.facts import Facts
+from ftune.plan import MACHINE_CHOICES, Plan, accumulation, estimate_memory, make_plan
+
+
+def gpu(**changes: Any) -> Facts:
+    """A machine with one graphics card of 24 GiB."""
+    return facts(**{"device": "cuda", "memory_bytes": 24 * GIB, "fast_bf16": True, **changes})
+
+
+def test_every_value_has_a_source_and_survives_json() -> None:
+    for known in (FACTS, gpu(), facts(eval_examples=0)):
+        for method in ("full", {"name": "lora", "init": "pissa"}):
+            recipe = recipe_of(method=method, data={"train": "t.jsonl"})
+            plan = make_plan(recipe, known, lambda key: f"recipe.yaml:3:1 {key}")
+            assert plan.sources.keys() == set(Plan.model_fields) - {"sources"}
+            assert all(plan.sources.values())
+            assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+            assert plan.sources["batch_size"] == "recipe.yaml:3:1 train.batch_size"
+
+
+def test_the_plan_is_a_function_of_its_arguments() -> None:
+    assert plan_of() == plan_of()
+    assert plan_of(seed=1).seed == 1 and plan_of(seed=1) != plan_of()
+
+
+@pytest.mark.parametrize(
+    ("duration", "batch_size", "steps"),
+    [
+        ("1 epochs", 32, 4),  # 100 examples: 32, 32, 32, 4
+        ("3 epochs", 32, 12),
+        ("3 epochs", 100, 3),
+        ("3 epochs", 1000, 3),
+        ("0.5 epochs", 32, 2),
+        ("0.1 epochs", 32, 1),
+        ("0.001 epochs", 32, 1),
+        ("1.1 epochs", 10, 11),
+        ("0.07 epochs", 1, 7),  # 0.07 * 100 is 7.000000000000001
+        ("7 steps", 32, 7),
+        ("5000 tokens", 32, 4),
+        ("5001 tokens", 32, 5),
+        ("15000 tokens", 34, 9),  # three steps an epoch of 5000 tokens
+        ("1 tokens", 32, 1),
+    ],
+)
+def test_durations(duration: str, batch_size: int, steps: int) -> None:
+    plan = plan_of(train={"duration": duration, "batch_size": batch_size})
+    assert plan.steps == steps
+    assert plan.steps_per_epoch == math.ceil(100 / batch_size)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro", "processes", "expected"),
+    [(8, 8, 1, 1), (8, 1, 1, 8), (8, 2, 1, 4), (8, 4, 2, 1), (8, 3, 1, 3), (8, 3, 2, 2), (7, 2, 2, 2), (1, 1, 1, 1)],
+)
+def test_accumulation(batch_size: int, micro: int, processes: int, expected: int) -> None:
+    assert accumulation(batch_size, micro, processes) == expected
+    train = {"batch_size": batch_size, "micro_batch_size": micro}
+    plan = plan_of(train=train, distributed={"devices": processes})
+    assert plan.accumulation == expected
+    assert plan.accumulation * plan.micro_batch_size * plan.num_processes >= batch_size
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 64])
+@pytest.mark.parametrize("known", [FACTS, gpu(), gpu(memory_bytes=2 * GIB), facts(tokens=100_000, longest=1024)])
+def test_an_automatic_micro_batch_is_the_largest_power_of_two_that_fits(batch_size: int, known: Facts) -> None:
+    section = {"batch_size": batch_size}
+    size = plan_of(known, train=section).micro_batch_size
+    assert size & (size - 1) == 0 and size <= batch_size
+
+    def needed(micro: int) -> int:
+        return sum(plan_of(known, train={**section, "micro_batch_size": micro}).memory_bytes.values())
+
+    if size > 1:
+        assert needed(size) <= 0.6 * known.machine.memory_bytes
+    if size * 2 <= batch_size and known.machine.device == "cuda" and size < 64:
+        assert needed(size * 2) > 0.6 * known.machine.memory_bytes
+
+
+def test_an_automatic_micro_batch_is_shared_by_the_processes() -> None:
+    assert plan_of(gpu(num_devices=4), train={"batch_size": 32}, distributed={"devices": 4}).micro_batch_size == 8
+    uneven = facts(memory_bytes=GIB, longest=1000)
+    lone = plan_of(uneven, train={"batch_size": 64})
+    shared = plan_of(uneven, train={"batch_size": 64}, distributed={"devices": 2})
+    assert (lone.micro_batch_size, shared.micro_batch_size) == (8, 4), "two processes on one CPU share its memory"
+
+
+def test_activation_checkpointing_is_switched_on_by_memory_only() -> None:
+    long = {"longest": 1024, "tokens": 102_400}
+    full = sum(plan_of(facts(**long), train={"micro_batch_size": 1}).memory_bytes.values())
+    assert not plan_of(facts(memory_bytes=round(full / 0.79), **long)).activation_checkpointing
+    assert plan_of(facts(memory_bytes=round(full / 0.81), **long)).activation_checkpointing
+    for asked in (True, False):
+        train = {"activation_checkpointing": asked}
+        assert plan_of(facts(memory_bytes=1 if not asked else GIB), train=train).activation_checkpointing is asked
+    two = plan_of(facts(memory_bytes=round(1.5 * full), **long), distributed={"devices": 2})
+    assert two.activation_checkpointing, "two processes on one CPU share its memory"
+
+
+def test_precision_follows_the_machine() -> None:
+    assert plan_of(FACTS).precision == plan_of(FACTS).frozen_dtype == "fp32"
+    assert plan_of(gpu()).precision == plan_of(gpu()).frozen_dtype == "bf16"
+    assert plan_of(gpu(fast_bf16=False)).precision == "fp32"
+    assert plan_of(FACTS, train={"precision": "bf16"}).precision == "bf16"
+    assert plan_of(gpu(), method="full").frozen_dtype == "fp32", "what learns is fp32"
+    assert plan_of(gpu(), method={"name": "lora", "init": "pissa"}).frozen_dtype == "fp32"
+    assert plan_of(gpu(), model={"name": "m", "dtype": "fp16"}).frozen_dtype == "fp16"
+
+
+def test_cpu_runs_are_always_deterministic() -> None:
+    assert plan_of(FACTS).deterministic
+    assert not plan_of(gpu()).deterministic
+    assert plan_of(gpu(), train={"deterministic": True}).deterministic
+
+
+def test_threads_are_shared_by_processes() -> None:
+    assert plan_of(FACTS).num_threads == 4
+    assert plan_of(FACTS, distributed={"devices": 2}).num_threads == 2
+    assert plan_of(FACTS, distributed={"devices": 8}).num_threads == 1
+
+
+def test_what_cannot_be_done_here() -> None:
+    with pytest.raises(MachineError, match="asks for 3 devices; there are 1"):
+        plan_of(gpu(), distributed={"devices": 3})
+    with pytest.raises(RecipeError, match="data.max_length: 4096 exceeds the model's 2048 positions"):
+        plan_of(data={"train": "t", "eval": "10%", "max_length": 4096})
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "expected"), [("auto", 2048, 1024), ("auto", 512, 512), ("auto", None, 1024), (2048, None, 2048)]
+)
+def test_max_length(asked: Any, limit: int | None, expected: int) -> None:
+    assert plan_of(facts(max_positions=limit), data={"train": "t", "max_length": asked}).max_length == expected
+
+
+def test_learning_rate_and_its_evidence() -> None:
+    for method, rate in (("lora", 2e-4), ("full", 2e-5)):
+        plan = plan_of(method=method)
+        assert plan.learning_rate == rate
+        assert plan.sources["learning_rate"].startswith(f"auto: default of method {method} (")
+    assert plan_of(train={"learning_rate": 0.5}).learning_rate == 0.5
+
+
+def test_cadences() -> None:
+    train = {"duration": "200 steps"}
+    plan = plan_of(train=train, eval={"every": "5%"}, checkpoint={"every": 7, "keep": 3})
+    assert (plan.eval_every, plan.checkpoint_every, plan.keep, plan.best) == (10, 7, 3, "eval_loss")
+    assert plan_of(train={"duration": "3 steps"}, eval={"every": "5%"}).eval_every == 1
+    assert plan_of(train={**train, "warmup": "3%"}).warmup_steps == 6
+    assert plan_of(train={**train, "warmup": 999}).warmup_steps == 200
+    nothing_held = plan_of(facts(eval_examples=0), data={"train": "t"})
+    assert nothing_held.eval_every is nothing_held.generate_every is nothing_held.best is None
+
+
+def test_metrics() -> None:
+    assert plan_of().metrics == ("loss", "perplexity", "bits_per_byte")
+    assert plan_of(eval={"metrics": ["exact_match", "exact_match"]}).metrics == ("loss", "exact_match")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_memory_grows_with_everything_it_should_grow_with(method: str) -> None:
+    """And falls with checkpointing and half precision."""
+    base = {"micro_batch_size": 2, "activation_checkpointing": False, "precision": "fp32"}
+
+    def total(known: Facts = FACTS, **train: Any) -> int:
+        return sum(plan_of(known, method=method, train={**base, **train}).memory_bytes.values())
+
+    start = total()
+    larger = {
+        "micro batch": total(micro_batch_size=4), "longest row": total(facts(longest=160)),
+        "width": total(facts(width=512)), "layers": total(facts(num_layers=8)),
+        "vocabulary": total(facts(vocabulary=9000)), "frozen": total(facts(total_parameters=20_000_000)),
+        "trainable": total(facts(trainable_parameters=1_000_000)),
+    }  # fmt: skip
+    assert all(size > start for size in larger.values()), larger
+    assert total(activation_checkpointing=True) < start
+    assert total(optimizer="sgd") < start and total(optimizer="adafactor") < total(optimizer="sgd")
+    if method == "lora":
+        assert total(precision="bf16") < start
+    assert total(facts(longest=5000)) == total(facts(longest=1024)), "rows are never longer than max_length"
+
+
+def test_memory_by_hand() -> None:
+    known = facts(total_parameters=1000, trainable_parameters=100, width=8, num_layers=2, vocabulary=50, longest=10)
+    plan = plan_of(known, train={"micro_batch_size": 3, "activation_checkpointing": False})
+    tokens = 3 * 10
+    assert plan.memory_bytes == {
+        "frozen weights": 900 * 4,
+        "trainable weights": 400,
+        "gradients": 400,
+        "optimizer": 800,
+        "activations": tokens * 8 * 2 * 51,
+        "logits": tokens * 50 * 12,
+    }
+    again = estimate_memory(
+        recipe_of(), known, plan.model_dump(), micro_batch_size=3, checkpointing=plan.activation_checkpointing
+    )
+    assert again == plan.memory_bytes
+
+
+def test_disk() -> None:
+    plan = plan_of(facts(trainable_parameters=1000), checkpoint={"keep": 2})
+    assert plan.checkpoint_bytes == 1000 * 4 * 3, "weights and two moments"
+    assert plan.disk_bytes == (2 + 1 + 1) * plan.checkpoint_bytes + 4000
+
+
+def test_a_run_that_goes_on_keeps_what_its_first_machine_chose() -> None:
+    small = facts(memory_bytes=GIB // 16, num_threads=2)
+    recipe = recipe_of(train={"duration": "10 steps", "batch_size": 64})
+    stored = make_plan(recipe, small)
+    longer = recipe_of(train={"duration": "20 steps", "batch_size": 64}, checkpoint={"every": 3})
+    fresh = make_plan(longer, gpu(num_threads=16))
+    plan = fresh.continuing(stored, longer)
+    assert all(getattr(plan, name) == getattr(stored, name) for name in MACHINE_CHOICES)
+    assert any(getattr(fresh, name) != getattr(stored, name) for name in MACHINE_CHOICES)
+    assert plan.accumulation == accumulation(64, stored.micro_batch_size, 1)
+    assert plan.eval_batch_size == stored.micro_batch_size, "its evaluations are the same to the bit"
+    assert plan.memory_bytes == stored.memory_bytes
+    assert (plan.steps, plan.checkpoint_every) == (20, 3), "what the recipe says anew is obeyed"
+    assert plan.sources["micro_batch_size"] == stored.sources["micro_batch_size"]
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_run_that_goes_on_with_more_processes_keeps_its_batch() -> None:
+    train = {"batch_size": 64, "micro_batch_size": 8}
+    stored = plan_of(train=train)
+    recipe = recipe_of(train=train, distributed={"devices": 2})
+    plan = make_plan(recipe, FACTS).continuing(stored, recipe)
+    assert (plan.num_processes, plan.micro_batch_size, plan.accumulation) == (2, 8, 4)
