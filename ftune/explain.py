@@ -58,7 +58,9 @@ def _keys(item: Any, values: Any) -> KeyPath:
 def _message(items: list[Any]) -> str:
     if items[0]["type"] == "missing":
         return "is required."
-    if any(item["type"] in (*_BOUNDS, "too_short") for item in items):  # its type fits one branch: forget the others'
+    if any(
+        item["type"] in (*_BOUNDS, "too_short", "string_too_short") for item in items
+    ):  # its type fits one branch: forget the others'
         items = [item for item in items if not item["type"].endswith("_type")]
     expected = " or ".join(dict.fromkeys(_expectation(item) for item in items))
     return f"expected {expected}, received {_shown(items[0]['input'])}."

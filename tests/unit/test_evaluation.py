@@ -1,0 +1,217 @@
+"""Scores by hand, and generation: batched equals one by one, it stops where it should, and nothing else steers it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from laws import BLOCKS, FAMILIES, Cell, Shared, recipe, start_model, trained
+
+from ftune import builtin
+from ftune.data.render import Renderer
+from ftune.evaluation import (
+    Prediction,
+    RowLosses,
+    exact_match,
+    generate,
+    likelihood_scores,
+    mean_loss,
+    predictions_lines,
+)
+
+METRICS = ("loss", "perplexity", "bits_per_byte")
+PROMPTS = ["a", "The sun", "x" * 40, "one two three", "?", "12 + 30 =", "y z " * 12, "ok"]
+
+
+def losses(*rows: tuple[float, int, int]) -> RowLosses:
+    """Rows of (nats, targets, bytes)."""
+    nats, targets, num_bytes = zip(*rows, strict=True)
+    return RowLosses(np.array(nats), np.array(targets), np.array(num_bytes))
+
+
+def test_scores_by_hand() -> None:
+    """Long rows weigh more: sums over all rows are divided once, never means of means."""
+    found = losses((8 * math.log(2), 4, 2), (2 * math.log(2), 1, 3))
+    scores = {name: score.value for name, score in likelihood_scores(found, METRICS, intervals=False).items()}
+    assert scores == pytest.approx({"loss": 2 * math.log(2), "perplexity": 4.0, "bits_per_byte": 2.0}, rel=1e-12)
+    assert mean_loss(found) == pytest.approx(2 * math.log(2), rel=1e-12)
+
+
+def test_bits_per_byte_counts_utf8_bytes_and_is_absent_without_bytes() -> None:
+    assert likelihood_scores(losses((math.log(2) * 12, 5, 6)), METRICS, intervals=False)["bits_per_byte"].value == 2.0
+    assert "bits_per_byte" not in likelihood_scores(losses((1.0, 5, 0)), METRICS, intervals=False)
+
+
+def test_only_the_metrics_that_were_asked_for() -> None:
+    assert list(likelihood_scores(losses((1.0, 1, 1)), ("perplexity",), intervals=False)) == ["perplexity"]
+
+
+def test_intervals() -> None:
+    """They hold the value, are repeatable, shrink with more rows, and one row has none."""
+    generator = np.random.default_rng(0)
+    rows = [(float(x), 10, 10) for x in generator.normal(20, 5, 40).clip(1)]
+    few, many = losses(*rows), losses(*(rows * 25))
+    low, high = likelihood_scores(few, METRICS, intervals=True)["loss"].ci95 or (0, 0)
+    assert low < mean_loss(few) < high
+    assert likelihood_scores(few, METRICS, intervals=True) == likelihood_scores(few, METRICS, intervals=True)
+    closer = likelihood_scores(many, METRICS, intervals=True)["loss"].ci95 or (0, 0)
+    assert closer[1] - closer[0] < (high - low) / 3
+    scores = likelihood_scores(few, METRICS, intervals=True)
+    assert scores["perplexity"].ci95 == pytest.approx((math.exp(low), math.exp(high)), rel=1e-12)
+    assert likelihood_scores(losses((1.0, 1, 1)), METRICS, intervals=True)["loss"].ci95 is None
+    exact = 1.96 * np.std([nats for nats, _, _ in rows]) / 10 / math.sqrt(40)
+    assert (high - low) / 2 == pytest.approx(exact, rel=0.2), "the bootstrap agrees with the normal approximation"
+
+
+def prediction(expected: str, received: str) -> Prediction:
+    """An answer to something."""
+    return Prediction("rows.jsonl", 3, "prompt", expected, received)
+
+
+@pytest.mark.parametrize(
+    ("expected", "received", "exact"),
+    [
+        ("tea", "tea", True), ("tea", " tea\n", True), (" tea", "tea", True), ("tea", "Tea", False),
+        ("tea", "tea.", False), ("tea", "", False), ("", "", False), ("  ", "\n", False), ("a b", "a  b", False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_right_up_to_white_space_at_its_ends_and_never_when_empty(
+    expected: str, received: str, exact: bool
+) -> None:
+    assert prediction(expected, received).exact is exact
+
+
+def test_exact_match_is_a_share() -> None:
+    answers = [prediction("a", "a"), prediction("a", "b"), prediction("a", ""), prediction("c", "c ")]
+    assert exact_match(answers, intervals=False).value == 0.5
+    low, high = exact_match(answers * 5, intervals=True).ci95 or (0, 0)
+    assert 0.2 < low < 0.5 < high < 0.8
+    assert exact_match([], intervals=True).value == 0.0
+
+
+def test_predictions_are_one_json_object_a_line() -> None:
+    text = predictions_lines([prediction("é\n", "a"), prediction("b", "b")])
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["exact"] for row in rows] == [False, True]
+    assert rows[0] == {"file": "rows.jsonl", "number": 3, "prompt": "prompt", "expected": "é\n", "received": "a",
+                       "exact": False}  # fmt: skip
+    assert "é" in text
+
+
+def lively(tmp_path: Path, family: str) -> Any:
+    """The builtin model, its logits spread out so that no two tokens are near to equal."""
+    import torch
+
+    model = start_model(recipe(tmp_path, model=f"builtin:tiny-{family}"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(2)
+    return model
+
+
+def answers_of(model: Any, prompts: list[str], **options: Any) -> list[str]:
+    settings = {"pad_id": 256, "max_new_tokens": 12, "batch_size": 8, "tick": lambda done, total: None, **options}
+    return generate(model, prompts, options.pop("renderer", plain_renderer()), **settings)
+
+
+def plain_renderer() -> Renderer:
+    """Text as it is: answers end at EOS."""
+    return Renderer(builtin.tokenizer(), "{{ prompt }}")
+
+
+def by_hand(model: Any, prompt: str, stops: tuple[int, ...], count: int = 12) -> str:
+    """Greedy, one token at a time, without cache or padding."""
+    import torch
+
+    tokenizer = builtin.tokenizer()
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = len(ids)
+    while len(ids) < start + count:
+        with torch.no_grad():
+            best = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if best in stops:
+            break
+        ids.append(best)
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_in_batches_equals_one_by_one(tmp_path: Path, family: str) -> None:
+    """Left padding must not be seen; 40-letter prompts reach over gemma3's sliding window of 32."""
+    import torch
+
+    model = lively(tmp_path, family).train()
+    state = torch.random.get_rng_state()
+    expected = [by_hand(model.eval(), prompt, plain_renderer().stop_ids) for prompt in PROMPTS]
+    model.train()
+    for batch_size in (1, 3, 8):
+        assert answers_of(model, PROMPTS, batch_size=batch_size) == expected
+    assert len(set(expected)) > 4
+    assert model.training and torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 5.0}, {"do_sample": True, "temperature": 9.0, "top_k": 3, "top_p": 0.5},
+        {"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(97, 123))}, {"num_beams": 3}, {"min_length": 200},
+        {"max_length": 5}, {"forced_eos_token_id": 258}, {"eos_token_id": 32}, {"min_new_tokens": 99},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)  # fmt: skip
+def test_settings_that_come_with_a_model_do_not_change_what_was_asked(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    model = lively(tmp_path, "llama")
+    expected = [by_hand(model, prompt, plain_renderer().stop_ids) for prompt in PROMPTS]
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    assert answers_of(model, PROMPTS) == expected
+
+
+def test_generation_stops_at_the_terminator_and_cuts_it_off(tmp_path: Path) -> None:
+    """EOS wins everywhere but after the first three steps of this model's own making."""
+    import torch
+
+    model = lively(tmp_path, "llama")
+    free = answers_of(model, ["The sun"], max_new_tokens=12)[0]
+    third = builtin.tokenizer()(free, add_special_tokens=False)["input_ids"][3]
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[[258, third]] = head.weight[[third, 258]]  # the fourth token is EOS now
+    for batch in (["The sun"], ["The sun", "x" * 40]):
+        answer = answers_of(model, batch, max_new_tokens=12)[0]
+        assert answer == free[: len(answer)] and 0 < len(answer) <= 3
+    assert "</s>" not in answer
+
+
+def test_an_answer_never_holds_its_prompt(shared: Shared) -> None:
+    from ftune.scoring import answer
+
+    run = trained(shared, Cell("lora", "llama", {"name": "lora", **BLOCKS["lora"]})).folder
+    texts = answer(
+        run, ["12 + 30 =", "q"], max_new_tokens=5, sampling=None, seed=0, raw=False, overrides=(),
+        tick=lambda what, done, total: None,
+    )  # fmt: skip
+    assert len(texts) == 2 and all("12 + 30 =" not in text for text in texts)
+
+
+def test_no_prompts_no_answers(tmp_path: Path) -> None:
+    assert answers_of(lively(tmp_path, "llama"), []) == []
+
+
+def test_sampling_is_repeatable_by_the_seed(tmp_path: Path) -> None:
+    import torch
+
+    model = lively(tmp_path, "llama")
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(answers_of(model, PROMPTS, sampling={"temperature": 5.0, "top_p": 1.0}))
+    assert drawn[0] == drawn[1] != drawn[2]
