@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +220,7 @@ def generate(
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    choice = {"do_sample": False} if sampling is None else {"do_sample": True, **sampling}
+    choice = {"do_sample": False} if sampling is None else {"do_sample": True, "top_k": 0, **sampling}
     try:
         for start in range(0, len(order), batch_size):
             tick(start, len(order))
@@ -230,7 +231,7 @@ def generate(
             for row, i in enumerate(rows):
                 ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
                 mask[row, width - len(encoded[i]) :] = 1
-            with torch.no_grad():
+            with torch.no_grad(), _own_settings_aside(model):
                 output = model.generate(  # type: ignore[operator]
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
@@ -238,7 +239,7 @@ def generate(
                     pad_token_id=pad_id,
                     eos_token_id=list(renderer.stop_ids) or None,
                     use_cache=True,
-                    **_greedy_defaults(choice),
+                    **choice,
                 )
             for row, i in enumerate(rows):
                 answers[i] = _decoded(output[row, width:].tolist(), renderer)
@@ -247,11 +248,19 @@ def generate(
     return answers
 
 
-def _greedy_defaults(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """Name every knob, so that a model's own generation settings cannot change what was asked."""
-    if choice["do_sample"]:
-        return dict(choice)
-    return {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+@contextmanager
+def _own_settings_aside(model: torch.nn.Module) -> Iterator[None]:
+    """Penalties, suppressed tokens and sampling that were published with a model would change what was asked."""
+    from transformers import GenerationConfig, PreTrainedModel
+
+    owner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    own = owner.generation_config
+    kept = {"bos_token_id": own.bos_token_id, "decoder_start_token_id": own.decoder_start_token_id}
+    owner.generation_config = GenerationConfig(**kept)
+    try:
+        yield
+    finally:
+        owner.generation_config = own
 
 
 def _decoded(ids: list[int], renderer: Renderer) -> str:

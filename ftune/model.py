@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ftune import builtin
+from ftune import builtin, targets
 from ftune.data.order import derived_seed
 from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
 from ftune.facts import ModelFacts
@@ -155,7 +155,7 @@ def look_at_model(
     with torch.device("meta"):
         model = auto.from_config(config)
     model.config._name_or_path = base.reference
-    targets = _target_table(model, method)
+    adapted = targets.table(method.target_shapes(model))
     attached = method.skeleton().attach(model.requires_grad_(False), tokenizer)
     total, trainable = count_parameters(attached)
     text = config.get_text_config()
@@ -169,14 +169,8 @@ def look_at_model(
         total_parameters=total,
         trainable_parameters=trainable,
         fingerprint=fingerprint,
-        targets=targets,
+        targets=tuple(adapted),
     )
-
-
-def _target_table(model: PreTrainedModel, method: Method) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
-    from ftune.methods import lora
-
-    return tuple(lora.match_table(model, method)) if isinstance(method, lora.Lora) else ()
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

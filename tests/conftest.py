@@ -19,6 +19,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HYPOTHESIS_STORAGE_DIRECTORY=str(CACHE / "hypothesis"),
     MPLCONFIGDIR=str(CACHE / "matplotlib"),
+    OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
     TRANSFORMERS_VERBOSITY="error",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
@@ -77,8 +78,6 @@ def _alone_in_the_world() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded)
         patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)  # what a plan takes its threads from
         patch.setattr(os, "cpu_count", lambda: 1)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
         yield
 
 

@@ -9,6 +9,7 @@ torch, transformers and peft are imported inside functions only, so that `ftune 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -82,7 +83,11 @@ class Method(BaseModel):
         """Names of parameters whose learning rate is a multiple of the recipe's, with that multiple."""
         return {}
 
-    def trainable_parameters(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
+    def target_shapes(self, model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of each layer that gets weights beside it, by name; empty where there are none."""
+        return {}
+
+    def trainable_parameters(self, shapes: Mapping[str, tuple[int, int]]) -> int | None:
         """Closed form of the number of trainable parameters for targets of these shapes, where there is one."""
         return None
 

@@ -11,6 +11,7 @@ The layers are peft's and so is the folder that is written: anything that reads 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from ftune.errors import ArtifactError, Problem, RecipeError, suggestion
+from ftune import targets
+from ftune.errors import ArtifactError, Problem, RecipeError
 from ftune.methods import Method
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ class Lora(Method):
         """
         from peft import get_peft_model
 
-        matched = matched_modules(model, self)
+        matched = self._matched(model)
         new_ids = [tokenizer.convert_tokens_to_ids(token) for token in self.new_tokens]
         if new_ids:
             grow_embeddings(model, tokenizer, self.new_tokens)
@@ -115,6 +117,29 @@ class Lora(Method):
             _remember_start(attached)
         return cast("torch.nn.Module", attached)
 
+    def _matched(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The linear layers that get an update, by name.
+
+        Raises:
+            RecipeError: a target, or a pattern's key, matches none of them.
+        """
+        linear = targets.linear_modules(model)
+        matched = targets.matching(linear, None if self.target_modules == "all_linear" else self.target_modules)
+        problems = (
+            []
+            if self.target_modules == "all_linear"
+            else targets.unmatched("method.target_modules", self.target_modules, linear, linear)
+        )
+        problems += targets.unmatched("method.rank_pattern", self.rank_pattern, matched, linear)
+        problems += targets.unmatched("method.alpha_pattern", self.alpha_pattern, matched, linear)
+        if problems:
+            raise RecipeError(problems)
+        return matched
+
+    def target_shapes(self, model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+        """Every layer that gets an update."""
+        return {name: targets.shape_of(module) for name, module in self._matched(model).items()}
+
     def _peft_config(self, model: PreTrainedModel, matched: Mapping[str, Any], new_ids: list[int]) -> LoraConfig:
         from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
@@ -123,7 +148,7 @@ class Lora(Method):
             r=self.rank,
             lora_alpha=cast("int", self.alpha),
             lora_dropout=self.dropout,
-            target_modules=shortest_names(model, list(matched)),
+            target_modules=targets.shortest_names(model, list(matched)),
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern=cast("dict[str, int]", dict(self.alpha_pattern)),
             use_rslora=self.rslora,
@@ -145,11 +170,11 @@ class Lora(Method):
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         return {name: self.learning_rate_ratio for name in names if ".lora_B." in name}
 
-    def trainable_parameters(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
+    def trainable_parameters(self, shapes: Mapping[str, tuple[int, int]]) -> int | None:
         """Sum over targets of rank x (inputs + outputs), and for DoRA one magnitude for each output."""
         total = 0
         for name, (outputs, inputs) in shapes.items():
-            rank = next((r for key, r in self.rank_pattern.items() if ends_in(name, key)), self.rank)
+            rank = next((r for key, r in self.rank_pattern.items() if targets.ends_in(name, key)), self.rank)
             total += rank * (inputs + outputs) + (outputs if self.dora else 0)
         return total
 
@@ -159,11 +184,14 @@ class Lora(Method):
 
         peft_model = cast("PeftModel", model)
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-        if self.init != "pissa":
-            return
-        weights = folder / "adapter_model.safetensors"
-        save_file(_against_original_base(peft_model, load_file(weights)), weights, metadata={"format": "pt"})
-        _rewrite_config_as_plain_lora(folder / "adapter_config.json", rslora=self.rslora)
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])  # peft keeps a set, whose order changes by run
+        if self.init == "pissa":
+            weights = folder / "adapter_model.safetensors"
+            save_file(_against_original_base(peft_model, load_file(weights)), weights, metadata={"format": "pt"})
+            config |= _as_plain_lora(config, rslora=self.rslora)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
     def load(self, model: PreTrainedModel, folder: Path) -> torch.nn.Module:
         """Put a peft adapter folder onto a fresh base; every weight must be there.
@@ -194,70 +222,6 @@ class Lora(Method):
     def merge(self, model: torch.nn.Module) -> PreTrainedModel:
         """W0 + scale B A in the weights' own type; the caller loads them in fp32 and casts last."""
         return cast("PreTrainedModel", cast("PeftModel", model).merge_and_unload())
-
-
-def ends_in(name: str, ending: str) -> bool:
-    """Whether the dotted module `name` is `ending` or ends in `.ending`."""
-    return name == ending or name.endswith(f".{ending}")
-
-
-def linear_modules(model: PreTrainedModel) -> dict[str, Any]:
-    """All linear layers but the output head, by name in the order of the model."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    kinds = (torch.nn.Linear, Conv1D)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds) and module is not head}
-
-
-def matched_modules(model: PreTrainedModel, method: Lora) -> dict[str, Any]:
-    """The linear layers that `method` adapts, by name.
-
-    Raises:
-        RecipeError: a target, or a pattern's key, matches none of them.
-    """
-    linear = linear_modules(model)
-    leaves = {name.rsplit(".", 1)[-1] for name in linear}
-    wanted = [""] if method.target_modules == "all_linear" else method.target_modules
-    matched = {name: linear[name] for name in linear if any(not end or ends_in(name, end) for end in wanted)}
-    endings = [("target_modules", end, linear) for end in wanted if end]
-    endings += [("rank_pattern", key, matched) for key in method.rank_pattern]
-    endings += [("alpha_pattern", key, matched) for key in method.alpha_pattern]
-    problems = [
-        Problem(f"method.{field}", f"'{end}' matches no linear layer of this model.{suggestion(end, leaves)}")
-        for field, end, among in endings
-        if not any(ends_in(name, end) for name in among)
-    ]
-    if problems:
-        raise RecipeError(problems)
-    return matched
-
-
-def shortest_names(model: PreTrainedModel, matched: list[str]) -> list[str]:
-    """Last parts of the names where they select the same modules, else whole names; sorted, so files are stable."""
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in matched})
-    selected = {name for name, _ in model.named_modules() if any(ends_in(name, leaf) for leaf in leaves)}
-    return leaves if selected == set(matched) else sorted(matched)
-
-
-def match_table(model: PreTrainedModel, method: Lora) -> list[tuple[str, int, tuple[int, ...]]]:
-    """(last part of the name, how many modules, shape of W0) of what `method` adapts, for people to read."""
-    table: dict[tuple[str, tuple[int, ...]], int] = {}
-    for name, shape in target_shapes(model, method).items():
-        key = (name.rsplit(".", 1)[-1], shape)
-        table[key] = table.get(key, 0) + 1
-    return [(leaf, count, shape) for (leaf, shape), count in table.items()]
-
-
-def target_shapes(model: PreTrainedModel, method: Lora) -> dict[str, tuple[int, ...]]:
-    """(outputs, inputs) of each layer that `method` adapts, by name; Conv1D stores its weight transposed."""
-    from transformers.pytorch_utils import Conv1D
-
-    return {
-        name: tuple(reversed(module.weight.shape)) if isinstance(module, Conv1D) else tuple(module.weight.shape)
-        for name, module in matched_modules(model, method).items()
-    }
 
 
 def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
@@ -314,18 +278,16 @@ def _against_original_base(model: PeftModel, state: dict[str, torch.Tensor]) -> 
     return converted
 
 
-def _rewrite_config_as_plain_lora(path: Path, *, rslora: bool) -> None:
+def _as_plain_lora(config: Mapping[str, Any], *, rslora: bool) -> dict[str, Any]:
     """Double every rank and adjust alpha so that the scale stays what it was."""
-    import json
-
-    config = json.loads(path.read_text(encoding="utf-8"))
     factor = math.sqrt(2) if rslora else 2
-    config["r"] *= 2
-    config["lora_alpha"] *= factor
-    config["rank_pattern"] = {key: 2 * rank for key, rank in config["rank_pattern"].items()}
-    config["alpha_pattern"] = {key: factor * alpha for key, alpha in config["alpha_pattern"].items()}
-    config["init_lora_weights"] = True
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    return {
+        "r": 2 * config["r"],
+        "lora_alpha": factor * config["lora_alpha"],
+        "rank_pattern": {key: 2 * rank for key, rank in config["rank_pattern"].items()},
+        "alpha_pattern": {key: factor * alpha for key, alpha in config["alpha_pattern"].items()},
+        "init_lora_weights": True,
+    }
 
 
 METHOD = Lora

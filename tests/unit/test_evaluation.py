@@ -23,6 +23,7 @@ from ftune.evaluation import (
     predictions_lines,
 )
 
+EOS = 258
 METRICS = ("loss", "perplexity", "bits_per_byte")
 PROMPTS = ["a", "The sun", "x" * 40, "one two three", "?", "12 + 30 =", "y z " * 12, "ok"]
 
@@ -124,20 +125,23 @@ def plain_renderer() -> Renderer:
     return Renderer(builtin.tokenizer(), "{{ prompt }}")
 
 
-def by_hand(model: Any, prompt: str, stops: tuple[int, ...], count: int = 12) -> str:
-    """Greedy, one token at a time, without cache or padding."""
+def by_hand(model: Any, prompt: str, count: int = 12) -> list[int]:
+    """Ids of a greedy answer, one token at a time, without cache or padding, up to EOS."""
     import torch
 
-    tokenizer = builtin.tokenizer()
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = builtin.tokenizer()(prompt, add_special_tokens=False)["input_ids"]
     start = len(ids)
     while len(ids) < start + count:
         with torch.no_grad():
             best = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
-        if best in stops:
+        if best == EOS:
             break
         ids.append(best)
-    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    return ids[start:]
+
+
+def text_of(ids: list[int]) -> str:
+    return str(builtin.tokenizer().decode(ids, skip_special_tokens=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,7 +151,7 @@ def test_generation_in_batches_equals_one_by_one(tmp_path: Path, family: str) ->
 
     model = lively(tmp_path, family).train()
     state = torch.random.get_rng_state()
-    expected = [by_hand(model.eval(), prompt, plain_renderer().stop_ids) for prompt in PROMPTS]
+    expected = [text_of(by_hand(model.eval(), prompt)) for prompt in PROMPTS]
     model.train()
     for batch_size in (1, 3, 8):
         assert answers_of(model, PROMPTS, batch_size=batch_size) == expected
@@ -165,30 +169,28 @@ def test_generation_in_batches_equals_one_by_one(tmp_path: Path, family: str) ->
     ],
     ids=lambda settings: next(iter(settings)),
 )  # fmt: skip
-def test_settings_that_come_with_a_model_do_not_change_what_was_asked(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_settings_that_come_with_a_model_do_not_change_what_was_asked(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = lively(tmp_path, "llama")
-    expected = [by_hand(model, prompt, plain_renderer().stop_ids) for prompt in PROMPTS]
+    expected = [text_of(by_hand(model, prompt)) for prompt in PROMPTS]
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
+    published = model.generation_config.to_dict()
     assert answers_of(model, PROMPTS) == expected
+    assert model.generation_config.to_dict() == published, "they are saved with the model again"
 
 
 def test_generation_stops_at_the_terminator_and_cuts_it_off(tmp_path: Path) -> None:
-    """EOS wins everywhere but after the first three steps of this model's own making."""
+    """The output head's rows of EOS and of the model's own fifth token change places."""
     import torch
 
     model = lively(tmp_path, "llama")
-    free = answers_of(model, ["The sun"], max_new_tokens=12)[0]
-    third = builtin.tokenizer()(free, add_special_tokens=False)["input_ids"][3]
+    free = by_hand(model, "The sun")
+    assert len(free) == 12 and free[4] not in free[:4]
     head = model.get_output_embeddings()
     with torch.no_grad():
-        head.weight[[258, third]] = head.weight[[third, 258]]  # the fourth token is EOS now
+        head.weight[[EOS, free[4]]] = head.weight[[free[4], EOS]]
     for batch in (["The sun"], ["The sun", "x" * 40]):
-        answer = answers_of(model, batch, max_new_tokens=12)[0]
-        assert answer == free[: len(answer)] and 0 < len(answer) <= 3
-    assert "</s>" not in answer
+        assert answers_of(model, batch)[0] == text_of(free[:4])
 
 
 def test_an_answer_never_holds_its_prompt(shared: Shared) -> None:
@@ -215,3 +217,13 @@ def test_sampling_is_repeatable_by_the_seed(tmp_path: Path) -> None:
         torch.manual_seed(seed)
         drawn.append(answers_of(model, PROMPTS, sampling={"temperature": 5.0, "top_p": 1.0}))
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_sampling_leaves_no_token_out_that_was_not_asked_to(tmp_path: Path) -> None:
+    """transformers would take the 50 likeliest only."""
+    import torch
+
+    torch.manual_seed(0)
+    model = lively(tmp_path, "llama")
+    options = {"sampling": {"temperature": 1e4, "top_p": 1.0}, "max_new_tokens": 1, "batch_size": 400}
+    assert len(set(answers_of(model, ["a"] * 400, **options))) > 60

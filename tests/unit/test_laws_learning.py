@@ -54,6 +54,27 @@ FACTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputed_activations_give_the_same_gradients(
+    tmp_path: Path, shared: Shared, method: str, family: str
+) -> None:
+    """With dropout on, whose masks must be the same the second time."""
+    found = []
+    for on in (False, True):
+        section = {"activation_checkpointing": on}
+        work = bench(noisy(tmp_path / str(on), shared, method, family, train=section))
+        assert work.plan.activation_checkpointing is on
+        steps = work.steps()
+        next(steps), next(steps)
+        found.append(work.gradients())
+    assert found[0].keys() == found[1].keys()
+    largest = max(float(gradient.abs().max()) for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        assert gradient.abs().max() > 0, name
+        assert (found[1][name] - gradient).abs().max() <= 1e-6 * largest, name
+
+
 @pytest.mark.parametrize("cell", plain_cells(), ids=str)
 def test_law_5_eight_rows_are_fitted_and_answers_end_by_themselves(tmp_path: Path, shared: Shared, cell: Cell) -> None:
     import torch

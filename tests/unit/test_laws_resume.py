@@ -156,6 +156,54 @@ def test_law_8_after_sigkill(tmp_path: Path, shared: Shared, method: str) -> Non
     assert_same_run(run, uninterrupted(shared, method, "llama"))
 
 
+class StopsIn(Listener):
+    """Presses Ctrl-C when a phase is reported for the `count`-th time."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.left, self.flag = name, count, StopFlag()
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        self.left -= name == self.name
+        if self.left == 0:
+            self.flag.signal_number = 15
+
+
+@pytest.mark.parametrize(
+    ("phase", "count", "step"),
+    [
+        ("reading rows.jsonl", 1, None), ("tokenising train", 1, None), ("loading the model", 1, None),
+        ("evaluating", 1, 0), ("evaluating", 8, 4), ("evaluating", 15, 8), ("evaluating", 22, 12),
+        ("scoring eval", 1, 12), ("scoring eval", 5, 12),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", METHODS)
+def test_law_8_cut_outside_of_steps(
+    tmp_path: Path, shared: Shared, method: str, phase: str, count: int, step: int | None
+) -> None:
+    """In the baseline (7 batches), in the evaluations after steps 4, 8 and 12, in the final scoring, while loading."""
+    loaded = twelve(tmp_path, shared, method, "llama", checkpoint={"every": 5})
+    listener = StopsIn(phase, count)
+    with pytest.raises(Interrupted) as caught:
+        train(loaded, listener, listener.flag)
+    assert caught.value.code == 143
+    saved = sorted(path.name for path in tmp_path.glob("run/checkpoints/*"))
+    assert saved[-1:] == ([] if step is None else [f"step_{step:06d}"])
+    train(loaded)
+    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_law_8_a_run_that_ends_by_the_clock_goes_on(tmp_path: Path, shared: Shared, method: str) -> None:
+    """A cap of no time at all ends every start after one step, with an artefact of its own."""
+    every = {"duration": "3 epochs", "warmup": 2, "schedule": "cosine", "learning_rate": 3e-3, "max_minutes": 1e-9}
+    loaded = twelve(tmp_path, shared, method, "llama", checkpoint={"every": 5}, train=every)
+    for step in range(1, STEPS):
+        report = train(loaded)
+        assert (report["steps"], report["finished"]) == (step, "max_minutes")
+    assert train(loaded)["finished"] == "complete"
+    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_finished_run_that_is_extended_equals_a_longer_one(tmp_path: Path, shared: Shared, method: str) -> None:
     whole = {"warmup": 0, "schedule": "constant", "learning_rate": 3e-3}

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "ftune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"lookup", "quantities"},
+    {"lookup", "quantities", "targets"},
     {"methods", "objectives"},
     {"recipe"},
     {"explain", "consistency", "yaml_file"},
