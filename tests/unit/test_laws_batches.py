@@ -99,6 +99,14 @@ def test_law_9_three_rows_in_batches_of_four_make_one_step_an_epoch(tmp_path: Pa
     assert all((weights[0][name] - weights[1][name]).abs().max() <= 2e-6 * largest for name in weights[0])
 
 
+def in_two_processes(jobs: list[dict[str, str]], seconds: int = 300) -> None:
+    """Let `ranks.py` do the jobs."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    done = python(*torchrun, RANKS, json.dumps(jobs), environment=environment, seconds=seconds)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_law_9_and_12_two_processes(tmp_path: Path) -> None:
     """(4, 1, 2) on all methods and families; with micro-batches of 3 one rank has two and the other one, or none."""
     from safetensors.torch import load_file
@@ -110,14 +118,25 @@ def test_law_9_and_12_two_processes(tmp_path: Path) -> None:
                 loaded = cut(tmp_path / f"{method}-{family}-{rows}-{micro}", method, family, rows, micro)
                 jobs.append({"recipe": str(loaded.path), "out": str(loaded.folder / "out.safetensors")})
                 alone.append(two_steps(loaded))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = python(*torchrun, RANKS, json.dumps(jobs), environment=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(jobs)
     for job, wanted in zip(jobs, alone, strict=True):
         found = load_file(job["out"])
         assert_same(found, wanted)
         assert (found["nats"] - wanted["nats"]).abs().max() <= 1e-6 * wanted["nats"].abs().max()
+
+
+def test_processes_agree_on_when_to_save_and_when_to_end(tmp_path: Path) -> None:
+    """A signal or a clock that only one of them sees must not leave the other waiting."""
+    jobs, runs = [], []
+    for what in ("save", "clock"):
+        section = {"duration": "4 steps", "batch_size": 8, "micro_batch_size": 3, "max_minutes": 1000.0}
+        loaded = cut(tmp_path / what, "lora", "llama", 7, 3, train=section, checkpoint={"every": 4, "keep": 9})
+        jobs.append({"recipe": str(loaded.path), "second": what})
+        runs.append(loaded.output_dir)
+    in_two_processes(jobs, seconds=60)
+    saved = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in runs]
+    assert saved == [["step_000001", "step_000004"], ["step_000002"]]
+    assert [json.loads((run / "report.json").read_text())["finished"] for run in runs] == ["complete", "max_minutes"]
 
 
 @pytest.mark.parametrize("method", METHODS)
