@@ -287,9 +287,10 @@ def _after_step(run: Run) -> None:
             state.finished = "early_stopping"
     if state.step == plan.steps:
         state.finished = "complete"
-    elif plan.max_minutes is not None and time.monotonic() - run.started >= 60 * plan.max_minutes:
+    elif plan.max_minutes is not None and _anywhere(run, time.monotonic() - run.started) >= 60 * plan.max_minutes:
         state.finished = state.finished or "max_minutes"
     asked, run.stop.save_asked = run.stop.save_asked, False
+    asked = _anywhere(run, asked) > 0
     if better or asked or state.finished is not None or _due(state.step, plan.checkpoint_every, plan.steps):
         _save(run)
 
@@ -308,14 +309,19 @@ def _note_best(state: TrainState, loss: float, plan: Plan) -> bool:
 
 def _interrupted_anywhere(run: Run) -> bool:
     """Whether any process was told to stop; all of them learn of it."""
+    number = int(_anywhere(run, run.stop.signal_number or 0))
+    run.stop.signal_number = number or run.stop.signal_number  # one may have come while they were asked
+    return number > 0
+
+
+def _anywhere(run: Run, value: float) -> float:
+    """The largest `value` of any process: what ends or delays a step must be decided alike in all."""
     if run.accelerator.num_processes == 1:
-        return run.stop.set
+        return value
     import torch
 
-    flag = torch.tensor(float(run.stop.signal_number or 0), device=run.accelerator.device)
-    number = int(run.accelerator.gather(flag.reshape(1)).max())
-    run.stop.signal_number = number or None
-    return number > 0
+    here = torch.tensor([value], dtype=torch.float32, device=run.accelerator.device)
+    return float(run.accelerator.gather(here).max())
 
 
 def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -258,15 +259,22 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def python(*arguments: str, environment: Mapping[str, str] | None = None, seconds: int = 120) -> Any:
-    """A fresh Python process with this one's environment and more; its output is text."""
-    return subprocess.run(
-        [sys.executable, *arguments],
+    """A fresh Python process with this one's environment and more; its output is text. Nothing of it outlives it."""
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(
+        command,
         env={**os.environ, **(environment or {})},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=seconds,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 ONE_THREAD = "import os, sys; os.sched_getaffinity = lambda pid: {0}; from ftune.__main__ import main; main()"
