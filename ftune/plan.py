@@ -29,6 +29,9 @@ MACHINE_CHOICES = (
     "memory_bytes",
 )  # fmt: skip
 """Fields that depend on the machine and stay what they were when a run is resumed."""
+SAVED_PER_LAYER = 30
+"""Numbers that the backward pass needs per token, width and layer of a decoder with LoRA on all linear layers;
+Korthikanti et al. 2022 count 17 (eq. 2, without the attention matrix) for a plain one. See docs/results.md."""
 OPTIMIZER_STATES = {"adamw": 2.0, "adafactor": 0.05, "sgd": 1.0}
 """fp32 numbers of optimizer state per trainable parameter."""
 
@@ -281,22 +284,24 @@ def _memory_of_a_process(facts: Facts, values: dict[str, Any]) -> float:
 def estimate_memory(
     recipe: Recipe, facts: Facts, values: dict[str, Any], *, micro_batch_size: int, checkpointing: bool
 ) -> dict[str, int]:
-    """Bytes on one device, by item. An estimate: activations are counted per layer as 34 widths a token (Korthikanti
-    et al. 2022, eq. 2, without the attention matrix), or one when they are recomputed.
+    """Bytes on one device, by item. An estimate.
+
+    Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed;
+    logits as themselves, their gradient and the copies that picking the supervised positions makes, in fp32.
     """
     model = facts.model
     tokens = micro_batch_size * min(facts.data.longest, values["max_length"])
     element = BYTES[values["precision"]]
     trainable = model.trainable_parameters
     frozen = model.total_parameters - trainable
-    per_layer = 2 if checkpointing else 17 * element / 2 + 17
+    per_layer = element * (2 if checkpointing else SAVED_PER_LAYER)
     return {
         "frozen weights": frozen * BYTES[values["frozen_dtype"]],
         "trainable weights": trainable * 4,
         "gradients": trainable * 4,
         "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
         "activations": int(tokens * model.width * model.num_layers * per_layer),
-        "logits": tokens * model.vocabulary * (element + 8),
+        "logits": tokens * model.vocabulary * (element + 16),
     }
 
 

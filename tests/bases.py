@@ -63,10 +63,10 @@ def pretrained(shared: Shared, family: str) -> Path:
             model=f"builtin:tiny-{family}",
             method="full",
             data={"template": None},
-            train={"duration": "150 steps", "batch_size": 8, "micro_batch_size": 8, "learning_rate": 3e-3},
-            checkpoint={"every": 150},
+            train={"duration": "60 steps", "batch_size": 8, "micro_batch_size": 8, "learning_rate": 3e-3},
+            checkpoint={"every": 60},
         )
         report = train(loaded)
-        assert report["steps"] == 150
+        assert report["steps"] == 60
 
     return shared.make(f"pretrained-{family}", fill) / "run" / "model"

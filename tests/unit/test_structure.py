@@ -109,7 +109,12 @@ def test_only_our_exceptions_are_raised() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
                 name = node.exc.func.id
-                known = name in inside or name.islower() or hasattr(ftune.errors, name) or path.name in ("store.py", "train.py")
+                known = (
+                    name in inside
+                    or name.islower()
+                    or hasattr(ftune.errors, name)
+                    or path.name in ("store.py", "train.py")
+                )
                 assert known, f"{path.name}:{node.lineno} raises {name}"
 
 
