@@ -99,7 +99,7 @@ class Data(Section):
     """Where rows come from and how they become tokens."""
 
     train: PathText | Source | Sources
-    """Path relative to the recipe, glob, hub id, a block with `path` and `split`, or a list of these."""
+    """Path relative to the recipe that is run, glob, hub id, a block with `path` and `split`, or a list of these."""
     eval: PathText | Source | Sources | None = None
     """Like `train`; or a share of train such as `5%`, split by group after exact de-duplication; or null."""
     test: PathText | Source | Sources | None = None
