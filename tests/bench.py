@@ -73,7 +73,8 @@ def bench(loaded: Loaded) -> Bench:
 
 
 def two_steps(loaded: Loaded) -> dict[str, Any]:
-    """Tensors `first/NAME` and `second/NAME`: gradients of two steps; `losses`, `rows` of both; `nats` of each row."""
+    """Tensors `first/NAME` and `second/NAME`: gradients of two steps; `losses`, `rows` of both; `nats` of each row;
+    `cut`: micro-batch, accumulation, processes."""
     import torch
 
     work = bench(loaded)
@@ -84,6 +85,7 @@ def two_steps(loaded: Loaded) -> dict[str, Any]:
         results.append(next(steps))
         found |= {f"{name}/{key}": gradient for key, gradient in work.gradients().items()}
     found["losses"] = torch.tensor([result.loss for result in results], dtype=torch.float64)
+    found["cut"] = torch.tensor([work.plan.micro_batch_size, work.plan.accumulation, work.plan.num_processes])
     found["rows"] = torch.tensor([result.rows for result in results])
     found["nats"] = torch.from_numpy(work.row_losses(batch_size=3).nats)
     return found

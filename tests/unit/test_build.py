@@ -277,9 +277,7 @@ def test_glaive_toolcall() -> None:
 
 @needs_real
 def test_tiny_shakespeare() -> None:
-    (path,) = (REAL / "tiny_shakespeare").glob("*.txt") if len(list((REAL / "tiny_shakespeare").glob("*.txt"))) == 1 else [
-        REAL / "tiny_shakespeare" / "input.txt"
-    ]  # fmt: skip
+    path = REAL / "tiny_shakespeare" / "input.txt"
     built = build(REAL, train=str(path), eval="10%", max_length=256)
     text = path.read_text(encoding="utf-8")
     assert built.eval is not None

@@ -1,4 +1,4 @@
-"""Tokens and masks: exactly the answers are learned, each with one end; what does not fit is cut as asked, and counted."""
+"""Tokens and masks: exactly the answers are learned, each with one end; what does not fit is cut and counted."""
 
 from __future__ import annotations
 

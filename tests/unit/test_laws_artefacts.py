@@ -133,6 +133,7 @@ def test_law_7_merging_keeps_the_function_and_is_repeatable(tmp_path: Path, shar
     result = json.loads((folder.parent / "result.json").read_text())
     assert result["max_difference"] <= 1e-5 and result["token_agreement"] == 1.0
     assert model.config.tie_word_embeddings == (cell.family != "llama")
+    assert model.generation_config.eos_token_id == [258], "so that anyone's generate() stops where training taught it to"
     again = merge(run.folder, tmp_path / "again", dtype="fp32", tick=lambda what: None)
     assert again.sha256 == result["sha256"]
     start = logits(start_model(recipe(tmp_path / "base", model=f"builtin:tiny-{cell.family}")))

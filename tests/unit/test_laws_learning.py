@@ -117,3 +117,6 @@ def test_law_5_eight_rows_are_fitted_and_answers_end_by_themselves(tmp_path: Pat
         made = target.model.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=eos, pad_token_id=0)
         answer = made[0, ids.shape[1] :].tolist()
         assert len(answer) < 64 and answer[-1] in eos and not set(answer[:-1]) & set(eos)
+    assert eos == [258, 262], "EOS and the template's end of a turn"
+    if loaded.recipe.method.standalone:
+        assert target.model.generation_config.eos_token_id == eos

@@ -224,7 +224,7 @@ def test_law_11_cadences_never_change_the_weights(
 
 
 @pytest.mark.parametrize("family", FAMILIES[1:])
-@pytest.mark.parametrize(("eval_every", "save_every"), [(1, 1), (3, 99), (99, 3)])
+@pytest.mark.parametrize(("eval_every", "save_every"), [(1, 99), (99, 1)])
 @pytest.mark.parametrize("method", METHODS)
 def test_law_11_in_every_family(
     tmp_path: Path, shared: Shared, method: str, eval_every: int, save_every: int, family: str

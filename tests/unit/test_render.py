@@ -1,4 +1,4 @@
-"""One renderer for training, evaluation and generation: spans by construction, words unaltered, templates in a sandbox."""
+"""One renderer for training and generation: spans by construction, words unaltered, templates in a sandbox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_tokenizers import FAMILIES, THINKING, TOKENIZERS, Family, byte_tokeniz
 
 from ftune.data.read import Row
 from ftune.data.render import Rendered, Renderer, TrainOn, template_columns
-from ftune.data.shape import Sample, Turn, to_sample
+from ftune.data.shape import Sample, to_sample
 from ftune.errors import DataError
 
 QUESTIONS, ANSWERS = ("What is {{ it }}?", "  And then?"), ("It is %s 🙂.", "100% done")
