@@ -173,7 +173,8 @@ def _with_ends(item: Rendered, renderer: Renderer, ids: list[int], offsets: list
     written = 0 if front or tokenizer.bos_token_id is None else int(ids[:1] == [tokenizer.bos_token_id])
     num_bytes = _bytes_of(item.text, stops)
     if not item.special:
-        num_bytes[np.isin(ids, renderer.special_ids)] = 0  # ends of turns are no more text than an EOS is
+        special = renderer.special_ids  # ends of turns are no more text than an EOS is
+        num_bytes[[place for place, i in enumerate(ids) if i in special]] = 0
     return Tokens(
         ids=np.array([*front, *ids, *back], dtype=np.int32),
         is_target=np.concatenate([np.zeros(len(front), bool), is_target, np.ones(len(back), bool)]),

@@ -146,9 +146,9 @@ class Renderer:
         return tuple(sorted(ids))
 
     @functools.cached_property
-    def special_ids(self) -> tuple[int, ...]:
+    def special_ids(self) -> frozenset[int]:
         """Ids of all special tokens."""
-        return tuple(sorted(i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special))
+        return frozenset(i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special)
 
     def _conversation(self, turns: tuple[Turn, ...], train_on: TrainOn) -> Rendered:
         text = self._chat(turns, ask=False)

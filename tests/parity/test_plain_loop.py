@@ -40,6 +40,7 @@ def windows(work: Bench) -> list[list[Row]]:
         (torch.from_numpy(example.ids).long(), torch.from_numpy(example.is_target))
         for example in work.prepared.dataset.train.examples
     ]
+    assert permutation(3, 0, len(rows)).tolist() != permutation(3, 1, len(rows)).tolist()
     epochs = [[rows[i] for i in permutation(3, epoch, len(rows))] for epoch in range(STEPS)]
     return [epoch[start : start + BATCH] for epoch in epochs for start in range(0, len(rows), BATCH)][:STEPS]
 

@@ -167,6 +167,14 @@ def test_a_token_over_the_boundary_is_learned(trims: bool) -> None:
     assert learned(one(pair("Q: ", "  x"), plain), plain) == "   x</s>"
 
 
+def test_the_longer_of_two_ends_that_begin_alike() -> None:
+    tokenizer = byte_tokenizer(template=FAMILIES["chatml"].template.replace("<|im_end|>", "<|im_end|>!"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>!"]})
+    example = one(chat("q", "a", "r", "b"), tokenizer)
+    assert learned(example, tokenizer) == "a<|im_end|>!b<|im_end|>!"
+    assert example.ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>!")
+
+
 def test_a_tokenizer_is_left_as_it_was() -> None:
     tokenizer = byte_tokenizer(bos=True, trims=True)
     before = tokenizer.backend_tokenizer.to_str()
