@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ftune.device import torch_dtype
 from ftune.errors import ArtifactError, NotMergeable, Problem, RecipeError
@@ -122,15 +122,16 @@ def merge(
     facts = {"merged_from": str(run.absolute()), "base": record.base_fingerprint}
     Store(folder.parent, on_operation).publish(folder.name, write, facts)
     tick("comparing")
-    cast = [_logits(merged.float(), ids) for ids in probes]
+    written = _open_plain(folder, torch.float32)  # `merged` was cast with its rotary tables, which no file holds
+    rounded = [_logits(written, ids) for ids in probes]
     return MergeResult(
         folder=str(folder),
         base=record.recipe.model.name,
         dtype=str(chosen).removeprefix("torch."),
         max_difference=largest,
         mean_difference=sum(float(d.mean()) for d in differences) / len(differences),
-        cast_max_difference=max(float((a - b).abs().max()) for a, b in zip(cast, trained, strict=True)),
-        token_agreement=_agreement(merged, probes, greedy),
+        cast_max_difference=max(float((a - b).abs().max()) for a, b in zip(rounded, trained, strict=True)),
+        token_agreement=_agreement(written, probes, greedy),
         sha256=sha256_of(next(iter(sorted(folder.glob("*.safetensors"))))),
         seconds=time.monotonic() - started,
     )
@@ -201,9 +202,15 @@ def _compare_written(folder: Path, merged: torch.nn.Module) -> None:
         ArtifactError: one is not.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    read = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+    read = _open_plain(folder, "auto").state_dict()
     for name, tensor in merged.state_dict().items():
         if name not in read or not torch.equal(read[name], tensor):
             raise ArtifactError(f"{folder}: weight {name} was not read back as it was written. Nothing is kept.")
+
+
+def _open_plain(folder: Path, dtype: torch.dtype | Literal["auto"]) -> torch.nn.Module:
+    """The folder as anybody opens it, without ftune."""
+    from transformers import AutoModelForCausalLM
+
+    return cast("torch.nn.Module", AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval())

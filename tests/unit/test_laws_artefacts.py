@@ -233,5 +233,24 @@ def test_a_base_in_half_precision_is_trained_in_fp32_and_published_in_its_own_ty
     assert {t.dtype for t in load_file(run / "merged/model.safetensors").values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("where", ["builtin", "folder", "run"])
+def test_weights_in_half_precision_leave_the_tables_of_positions_alone(
+    tmp_path: Path, shared: Shared, where: str
+) -> None:
+    """Rotary frequencies are no weights: rounded to bf16 they would put later tokens at other places."""
+    import torch
+
+    from ftune.target import load_start, start_of
+
+    lora = next(cell for cell in CELLS if str(cell) == "lora-llama")
+    name = {"builtin": "builtin:tiny-llama", "folder": str(plain_base(shared, "llama")),
+            "run": str(trained(shared, lora).folder)}[where]  # fmt: skip
+    start = start_of(recipe(tmp_path, model=name).recipe.model, tmp_path)
+    whole, half = (load_start(start, "AutoModelForCausalLM", dtype, 0) for dtype in (torch.float32, torch.bfloat16))
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    tables = dict(whole.named_buffers())
+    assert tables and all(torch.equal(table, tables[name]) for name, table in half.named_buffers())
+
+
 def test_families_are_all_here() -> None:
     assert {cell.family for cell in CELLS} == set(FAMILIES)
