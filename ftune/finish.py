@@ -19,7 +19,7 @@ from ftune.evaluation import (
 )
 from ftune.loop import training_module
 from ftune.manifest import verify
-from ftune.model import load_trainable
+from ftune.model import cast_weights, load_trainable
 from ftune.report import Report, data_summary, draw_loss, read_metrics, to_markdown
 from ftune.target import SIDECAR, Target, open_target, record_json
 
@@ -82,7 +82,7 @@ def publish_artefact(run: Run, step: int) -> None:
         if recipe.method.standalone:
             import torch
 
-            run.model.to(getattr(torch, prepared.facts.model.stored_dtype))
+            cast_weights(run.model, getattr(torch, prepared.facts.model.stored_dtype))
         write_artefact(run.model, prepared.tokenizer, prepared.renderer.stop_ids, folder, recipe.method.save)
         _write_json(folder / SIDECAR, record)
 

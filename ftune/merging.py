@@ -11,6 +11,7 @@ from ftune.device import torch_dtype
 from ftune.errors import ArtifactError, NotMergeable, Problem, RecipeError
 from ftune.finish import _write_json, write_artefact
 from ftune.manifest import sha256_of
+from ftune.model import cast_weights
 from ftune.plan import Dtype
 from ftune.store import OnOperation, Store
 from ftune.target import SIDECAR, Target, kind_of, open_target, record_json
@@ -110,7 +111,7 @@ def merge(
             "Nothing was written."
         )
     chosen = torch_dtype(dtype) if dtype is not None else _published_dtype(target)
-    merged.to(chosen)
+    cast_weights(merged, chosen)
     tick("writing")
 
     def write(temp: Path) -> None:
@@ -122,7 +123,7 @@ def merge(
     facts = {"merged_from": str(run.absolute()), "base": record.base_fingerprint}
     Store(folder.parent, on_operation).publish(folder.name, write, facts)
     tick("comparing")
-    written = _open_plain(folder, torch.float32)  # `merged` was cast with its rotary tables, which no file holds
+    written = _open_plain(folder, torch.float32)
     rounded = [_logits(written, ids) for ids in probes]
     return MergeResult(
         folder=str(folder),

@@ -125,7 +125,7 @@ def load_model(base: Base, auto_class: str, dtype: torch.dtype, seed: int) -> Pr
         draw = builtin.SEED if base.kind == "builtin" else derived_seed("init", seed)
         with _drawn_from(draw):
             model = auto.from_config(load_config(base))
-        model = model.to(dtype)
+        cast_weights(model, dtype)
     else:
         with _explained(base):
             model, report = auto.from_pretrained(
@@ -135,6 +135,13 @@ def load_model(base: Base, auto_class: str, dtype: torch.dtype, seed: int) -> Pr
             raise ArtifactError(f"model '{base.name}': has no weights for {lacking[:3]}. The folder is not whole.")
     model.config._name_or_path = base.reference
     return cast("PreTrainedModel", model.eval().requires_grad_(False))
+
+
+def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give every parameter a type. Buffers keep theirs: rotary tables in bf16 would put late tokens elsewhere."""
+    for parameter in model.parameters():
+        parameter.grad = None  # torch allows none of another type
+        parameter.data = parameter.data.to(dtype)
 
 
 def limit_of(config: PreTrainedConfig) -> int | None:

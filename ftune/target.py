@@ -13,7 +13,7 @@ from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
 from ftune.load import Loaded, load_recipe, parse_recipe
 from ftune.manifest import MANIFEST, sha256_of, verify
 from ftune.methods import Method
-from ftune.model import Base, find_base, load_config, load_model, load_tokenizer, load_trainable
+from ftune.model import Base, cast_weights, find_base, load_config, load_model, load_tokenizer, load_trainable
 from ftune.model import fingerprint_of as base_fingerprint
 from ftune.plan import Plan
 from ftune.recipe import Model, Recipe
@@ -124,7 +124,8 @@ def load_start(start: Start, auto_class: str, dtype: torch.dtype, seed: int) -> 
     below = load_start(start.underneath, auto_class, torch.float32, seed)
     merged = start.adapter_method.merge(start.adapter_method.load(below, start.adapter))
     merged.config._name_or_path = str(start.adapter)
-    return merged.to(dtype).eval().requires_grad_(False)
+    cast_weights(merged, dtype)
+    return merged.eval().requires_grad_(False)
 
 
 def read_record(path: Path) -> Record:

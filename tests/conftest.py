@@ -26,6 +26,11 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
 )
 
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # one core for each worker and all it starts: processes that share cores spin on each other's threads
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 import pytest  # noqa: E402 - the environment comes first
 from laws import Shared  # noqa: E402
 

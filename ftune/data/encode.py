@@ -77,12 +77,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One row before it is cut to size; its first `front` ids are special tokens that stay."""
+    """One row before it is cut to size.
+
+    Args:
+        ids, is_target, num_bytes: of each token, [T].
+        front: how many special tokens at the start stay when a prompt is shortened.
+        merges: whether a token spells the end of a prompt and the start of its answer.
+    """
 
     ids: np.ndarray
     is_target: np.ndarray
     num_bytes: np.ndarray
     front: int
+    merges: bool
 
 
 def encode_all(
@@ -110,14 +117,21 @@ def encode_all(
     examples: list[Example] = []
     report = Report(rows=len(samples))
     problems: list[RowProblem] = []
+    merged = 0
     for start in range(0, len(samples), BATCH):
         tick(start)
         for sample, tokens in _tokenised(samples[start : start + BATCH], renderer, train_on, problems):
+            merged += tokens.merges
             policy = overlong or ("error" if sample.turns else "split")
             examples += _fit(sample, tokens, max_length, policy, report, problems)
     tick(len(samples))
     if problems:
         raise DataError(problems=problems)
+    if merged:
+        report.notes.append(
+            f"{merged} rows: one token spells the end of the prompt and the start of the answer, so a prompt alone is "
+            "tokenised otherwise. End prompts without a space, and begin answers with one."
+        )
     report.tokens = sum(len(example.ids) for example in examples)
     report.targets = sum(example.num_targets for example in examples)
     report.longest = max((len(example.ids) for example in examples), default=0)
@@ -164,8 +178,11 @@ def _with_ends(item: Rendered, renderer: Renderer, ids: list[int], offsets: list
     places = np.fromiter(itertools.chain.from_iterable(offsets), dtype=np.int64, count=2 * len(ids))
     starts, stops = places[::2], places[1::2]
     is_target = np.zeros(len(ids), dtype=bool)
+    merges = False
     for start, end in item.spans:
-        is_target |= (starts < end) & (stops > start)
+        reaches = stops > start
+        is_target |= (starts < end) & reaches
+        merges |= bool((reaches & (starts < start)).any())
     tokenizer = renderer.tokenizer
     front = renderer.missing_front(ids, special=item.special)
     eos = tokenizer.eos_token_id
@@ -180,6 +197,7 @@ def _with_ends(item: Rendered, renderer: Renderer, ids: list[int], offsets: list
         is_target=np.concatenate([np.zeros(len(front), bool), is_target, np.ones(len(back), bool)]),
         num_bytes=np.concatenate([np.zeros(len(front), int), num_bytes, np.zeros(len(back), int)]),
         front=len(front) + written,
+        merges=merges,
     )
 
 
@@ -254,7 +272,7 @@ def _shorten_prompt(tokens: Tokens, max_length: int) -> Tokens | None:
         return None
     keep = np.ones(len(tokens.ids), dtype=bool)
     keep[tokens.front : tokens.front + excess] = False
-    return Tokens(tokens.ids[keep], tokens.is_target[keep], tokens.num_bytes[keep], tokens.front)
+    return Tokens(tokens.ids[keep], tokens.is_target[keep], tokens.num_bytes[keep], tokens.front, tokens.merges)
 
 
 def _example(sample: Sample, tokens: Tokens, piece: slice) -> Example:

@@ -153,6 +153,24 @@ def test_train_on_all() -> None:
     assert example.is_target.tolist() == [False, *[True] * (len(example.ids) - 1)]
 
 
+def test_rows_whose_prompt_and_answer_share_a_token_are_counted() -> None:
+    """In generation the prompt ends with another token there, which the model has not seen before an answer."""
+    tokenizer = byte_tokenizer(merges=(("Ġ", "y"),))
+    rows = [pair("Q: ", "yes", 1), pair("Q:", " yes", 2), pair("Q: ", "no", 3), pair("Q: ", "yo", 4)]
+    notes = encode(rows, tokenizer)[1].notes
+    assert notes == [
+        "2 rows: one token spells the end of the prompt and the start of the answer, so a prompt alone is tokenised "
+        "otherwise. End prompts without a space, and begin answers with one."
+    ]
+    renderer = Renderer(tokenizer, None)
+    for row, same in zip(rows, (False, True, True, False), strict=True):
+        ids = renderer.prompt_ids(renderer.prompt(row))
+        assert (one(row, tokenizer).ids[: len(ids)].tolist() == ids) == same
+    assert encode(rows[1:3], tokenizer)[1].notes == []
+    assert encode(rows, tokenizer, train_on="all")[1].notes == []
+    assert encode([document("a y")], tokenizer)[1].notes == []
+
+
 @pytest.mark.parametrize("trims", [False, True])
 def test_a_token_over_the_boundary_is_learned(trims: bool) -> None:
     """The line end of the template and that of the answer are one token, as are a space and the letter after it."""
