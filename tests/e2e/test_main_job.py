@@ -131,7 +131,7 @@ def test_locked_folder(straight: Path, tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [
             sys.executable, "-c",
-            "import sys, time; from pathlib import Path; from ftune.store import lock\n"
+            "import sys, time; from pathlib import Path; from ftune.locking import lock\n"
             "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)",
             str(tmp_path / "runs" / "recipe"),
         ],

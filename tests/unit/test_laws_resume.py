@@ -124,6 +124,23 @@ def test_law_8_cut_once_and_run_to_the_end(tmp_path: Path, shared: Shared, metho
     assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"))
 
 
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"optimizer": "adafactor"}, {"optimizer": "sgd"}], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_law_8_in_bf16_and_with_other_optimizers(
+    tmp_path: Path, shared: Shared, method: str, change: dict[str, str]
+) -> None:
+    section = {"duration": "3 epochs", "warmup": 2, "schedule": "linear", "learning_rate": 3e-3, **change}
+    for name in ("cut", "whole"):
+        loaded = twelve(tmp_path / name, shared, method, "llama", train=section, checkpoint={"every": 5})
+        if name == "cut":
+            interrupt(loaded, 1)
+            interrupt(loaded, 6)
+        train(loaded)
+    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
+    losses = [event["loss"] for event in events(tmp_path / "whole" / "run", "step")]
+    assert losses != [event["loss"] for event in events(uninterrupted(shared, method, "llama"), "step")]
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("family", FAMILIES[1:])
 @pytest.mark.parametrize("step", range(1, STEPS))
