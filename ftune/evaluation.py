@@ -196,6 +196,7 @@ def generate(
     batch_size: int,
     tick: Tick,
     sampling: Mapping[str, Any] | None = None,
+    raw: bool = False,
 ) -> list[str]:
     """Continue rendered prompts, batched by length and padded on the left.
 
@@ -208,13 +209,14 @@ def generate(
         batch_size: prompts at a time.
         tick: called with (done, in all).
         sampling: temperature, top_p, top_k; None is greedy.
+        raw: the prompts are plain text that no template rendered.
 
     Returns:
         The answers without prompt and terminator, in the order of `prompts`.
     """
     import torch
 
-    encoded = [renderer.prompt_ids(prompt) for prompt in prompts]
+    encoded = [renderer.prompt_ids(prompt, raw=raw) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
     answers = [""] * len(prompts)
     training = model.training

@@ -212,6 +212,7 @@ def answer(
         batch_size=8,
         tick=lambda done, total: tick("generating", done, total),
         sampling=sampling,
+        raw=raw,
     )
 
 

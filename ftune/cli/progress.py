@@ -57,7 +57,7 @@ class Screen(Listener):
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def phase(self, name: str, done: int, total: int) -> None:
         """A second bar while something other than training goes on."""

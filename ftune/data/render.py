@@ -112,10 +112,10 @@ class Renderer:
             return _run(self.template, sample.fields or {})
         return "\n\n".join(turn.content for turn in before)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a rendered prompt, exactly as training saw them."""
+    def prompt_ids(self, prompt: str, *, raw: bool = False) -> list[int]:
+        """Token ids of a rendered prompt, as training saw them; with `raw`, of a text that no template rendered."""
         ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return [*self.missing_front(ids, special=self.mode != "chat"), *ids]
+        return [*self.missing_front(ids, special=raw or self.mode != "chat"), *ids]
 
     def missing_front(self, ids: list[int], *, special: bool) -> tuple[int, ...]:
         """Special ids to put before a text: none in a chat, nor where a template wrote them already."""

@@ -159,7 +159,7 @@ def test_refusals_touch_nothing(straight: Path, tmp_path: Path) -> None:
     shorter = ftune("train", recipe, "--set", "train.duration=5 steps", cwd=tmp_path, code=2)
     assert "12 steps already" in shorter.stderr
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(rows.read_text().replace("1 + 1 =", "1 + 1 :"), encoding="utf-8")
+    rows.write_text(rows.read_text().replace(" + ", " plus "), encoding="utf-8")
     drifted = ftune("train", recipe, cwd=tmp_path, code=4)
     assert "data.train" in drifted.stderr
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
@@ -191,7 +191,7 @@ def test_damage_is_found_and_stepped_over(straight: Path, tmp_path: Path) -> Non
     target.write_bytes(data)
     assert "DAMAGED" in ftune("verify", run, cwd=tmp_path, code=4).stdout
     resumed = ftune("train", recipe, cwd=tmp_path)
-    assert "skipped a damaged checkpoint" in resumed.stderr
+    assert "skipped checkpoint step_" in resumed.stderr
     assert "optimizer.safetensors" in resumed.stderr
     assert weights(run) == weights(straight / "runs" / "recipe")
 

@@ -346,3 +346,11 @@ def test_text_has_no_template(train_on: TrainOn) -> None:
     renderer = Renderer(byte_tokenizer(template=FAMILIES["chatml"].template), None)
     document = Sample(Row("a.txt", 1, {}), text=" {{ words }}\n")
     assert renderer.render(document, train_on) == Rendered(document.text, ((0, 13),), special=True, ends=False)
+
+
+def test_raw_text_begins_as_raw_text_was_trained() -> None:
+    """A model trained on plain text has seen BOS first, also when its tokenizer has a chat template."""
+    renderer = Renderer(byte_tokenizer(bos=True, template=FAMILIES["chatml"].template), None)
+    (bos,) = renderer.around[0]
+    assert renderer.prompt_ids("a", raw=True)[0] == bos
+    assert renderer.prompt_ids("a")[0] != bos
