@@ -10,9 +10,12 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from ftune.signals import StopFlag
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -100,6 +103,16 @@ def prepare_process(*, offline: bool, verbose: bool) -> None:
         logging.captureWarnings(True)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def begin(*, offline: bool, verbose: bool) -> StopFlag:
+    """First thing in a verb that may take long: signals set a flag from here on, and the process is prepared."""
+    from ftune.signals import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    prepare_process(offline=offline, verbose=verbose)
+    return stop
 
 
 def quiet_libraries() -> None:

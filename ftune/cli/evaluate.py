@@ -15,8 +15,8 @@ from ftune.cli.common import (
     Set,
     TargetPath,
     Verbose,
+    begin,
     guarded,
-    prepare_process,
     print_json,
     quiet_libraries,
 )
@@ -48,11 +48,8 @@ def eval_cli(
 ) -> None:
     """Score a target on held-out rows."""
     from ftune.errors import Problem, RecipeError
-    from ftune.signals import StopFlag
 
-    stop = StopFlag()
-    stop.install()
-    prepare_process(offline=offline, verbose=verbose)
+    stop = begin(offline=offline, verbose=verbose)
     if split not in (None, "train", "eval", "test"):
         raise RecipeError([Problem("", f"expected train, eval or test, received {split!r}.", "--split")])
     quiet_libraries()
@@ -61,12 +58,7 @@ def eval_cli(
     from ftune.scoring import evaluate
     from ftune.store import Store
 
-    with Screen(quiet=quiet) as screen:
-
-        def tick(what: str, done: int, total: int) -> None:
-            stop.check()
-            screen.phase(what, done, total)
-
+    with Screen(stop, quiet=quiet) as screen:
         result = evaluate(
             target,
             split=split,  # type: ignore[arg-type]
@@ -75,7 +67,7 @@ def eval_cli(
             max_rows=max_rows,
             batch_size=batch_size,
             overrides=tuple(set or ()),
-            tick=tick,
+            tick=screen.tick,
         )
     if predictions is not None:
         Store(predictions.absolute().parent).write_text(predictions.name, predictions_lines(result.predictions))
@@ -119,11 +111,8 @@ def generate_cli(
 ) -> None:
     """Let a target answer prompts."""
     from ftune.errors import Problem, RecipeError
-    from ftune.signals import StopFlag
 
-    stop = StopFlag()
-    stop.install()
-    prepare_process(offline=offline, verbose=verbose)
+    stop = begin(offline=offline, verbose=verbose)
     prompts = list(prompt or [])
     if not prompts:
         prompts = [text] if (text := sys.stdin.read().strip()) else []
@@ -133,12 +122,7 @@ def generate_cli(
     from ftune.cli.progress import Screen
     from ftune.scoring import answer
 
-    with Screen(quiet=quiet) as screen:
-
-        def tick(what: str, done: int, total: int) -> None:
-            stop.check()
-            screen.phase(what, done, total)
-
+    with Screen(stop, quiet=quiet) as screen:
         answers = answer(
             target,
             prompts,
@@ -147,7 +131,7 @@ def generate_cli(
             seed=seed,
             raw=raw,
             overrides=tuple(set or ()),
-            tick=tick,
+            tick=screen.tick,
         )
     if json:
         rows = [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]

@@ -14,8 +14,8 @@ from ftune.cli.common import (
     RecipePath,
     Set,
     Verbose,
+    begin,
     guarded,
-    prepare_process,
     print_json,
     quiet_libraries,
 )
@@ -90,23 +90,15 @@ def plan_cli(
 ) -> None:
     """Show what training will do, every value with its source, without loading weights."""
     from ftune.load import load_recipe
-    from ftune.signals import StopFlag
 
-    stop = StopFlag()
-    stop.install()
-    prepare_process(offline=offline, verbose=verbose)
+    stop = begin(offline=offline, verbose=verbose)
     loaded = load_recipe(recipe, tuple(set or ()))
     quiet_libraries()
     from ftune.cli.progress import Screen
     from ftune.prepare import prepare
 
-    with Screen(quiet=quiet) as screen:
-
-        def tick(what: str, done: int, total: int) -> None:
-            stop.check()
-            screen.phase(what, done, total)
-
-        prepared = prepare(loaded, tick)
+    with Screen(stop, quiet=quiet) as screen:
+        prepared = prepare(loaded, screen.tick)
     if json:
         print_json(_plan_json(prepared, loaded.notes))
     else:

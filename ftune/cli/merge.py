@@ -13,8 +13,8 @@ from ftune.cli.common import (
     Quiet,
     TargetPath,
     Verbose,
+    begin,
     guarded,
-    prepare_process,
     print_json,
     quiet_libraries,
 )
@@ -37,24 +37,16 @@ def merge_cli(
 ) -> None:
     """Merge what was learned into the base model, verified against the trained model."""
     from ftune.errors import Problem, RecipeError
-    from ftune.signals import StopFlag
 
-    stop = StopFlag()
-    stop.install()
-    prepare_process(offline=offline, verbose=verbose)
+    stop = begin(offline=offline, verbose=verbose)
     if dtype not in (None, "fp32", "bf16", "fp16"):
         raise RecipeError([Problem("", f"expected fp32, bf16 or fp16, received {dtype!r}.", "--dtype")])
     quiet_libraries()
     from ftune.cli.progress import Screen
     from ftune.merging import merge
 
-    with Screen(quiet=quiet) as screen:
-
-        def tick(what: str) -> None:
-            stop.check()
-            screen.phase(what, 0, 0)
-
-        result = merge(target, out, dtype=dtype, tick=tick)  # type: ignore[arg-type]
+    with Screen(stop, quiet=quiet) as screen:
+        result = merge(target, out, dtype=dtype, tick=screen.tick)  # type: ignore[arg-type]
     if json:
         print_json(result.to_json())
     else:

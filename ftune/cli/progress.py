@@ -22,6 +22,7 @@ from rich.table import Table
 from ftune.listener import Listener
 from ftune.loop import StepResult
 from ftune.plan import Plan
+from ftune.signals import StopFlag
 
 PLAIN_LINES = 10
 """Lines that training prints when stderr is no terminal."""
@@ -30,7 +31,8 @@ PLAIN_LINES = 10
 class Screen(Listener):
     """Shows a run. Use as a context manager, so that the bar is taken down whatever happens."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, stop: StopFlag, *, quiet: bool) -> None:
+        self.stop = stop
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.live = self.console.is_terminal and not quiet
         self.bar = Progress(
@@ -54,6 +56,15 @@ class Screen(Listener):
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
+
+    def tick(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Show progress of work that may be interrupted anywhere.
+
+        Raises:
+            Interrupted: a signal asked for an end.
+        """
+        self.stop.check()
+        self.phase(what, done, total)
 
     def note(self, text: str) -> None:
         """A line above the bar."""

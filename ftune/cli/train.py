@@ -16,8 +16,8 @@ from ftune.cli.common import (
     RecipePath,
     Set,
     Verbose,
+    begin,
     guarded,
-    prepare_process,
     print_json,
     quiet_libraries,
 )
@@ -50,11 +50,8 @@ def train_cli(
 ) -> None:
     """Train a recipe. The same command starts, resumes, or says that the run is already complete."""
     from ftune.load import load_recipe
-    from ftune.signals import StopFlag
 
-    stop = StopFlag()
-    stop.install()
-    prepare_process(offline=offline, verbose=verbose)
+    stop = begin(offline=offline, verbose=verbose)
     overrides = list(set or [])
     overrides += [f"distributed.devices={devices}"] if devices is not None else []
     overrides += [f"output_dir={output_dir}"] if output_dir is not None else []
@@ -94,7 +91,7 @@ def _train(
         from ftune.cli.progress import Screen, card
         from ftune.run import train
 
-        with Screen(quiet=quiet) as screen:
+        with Screen(stop, quiet=quiet) as screen:
             for note in loaded.notes:
                 screen.note(f"note: {note}")
             report = train(
@@ -125,7 +122,7 @@ def _smoke(loaded: Loaded, stop: StopFlag, *, as_json: bool, quiet: bool) -> Non
     from ftune.cli.progress import Screen
     from ftune.smoke import smoke
 
-    with tempfile.TemporaryDirectory(prefix="ftune-smoke-") as folder, Screen(quiet=quiet) as screen:
+    with tempfile.TemporaryDirectory(prefix="ftune-smoke-") as folder, Screen(stop, quiet=quiet) as screen:
         stages = smoke(loaded, Path(folder), listener=screen, stop=stop)
     if as_json:
         print_json({"stages": [{"name": s.name, "outcome": s.outcome, "seconds": s.seconds} for s in stages]})
