@@ -227,12 +227,7 @@ def generate(
         for start in range(0, len(order), batch_size):
             tick(start, len(order))
             rows = order[start : start + batch_size]
-            width = max(len(encoded[i]) for i in rows)
-            ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-            mask = torch.zeros((len(rows), width), dtype=torch.int64)
-            for row, i in enumerate(rows):
-                ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-                mask[row, width - len(encoded[i]) :] = 1
+            ids, mask = _left_padded([encoded[i] for i in rows], pad_id)
             with torch.no_grad(), _own_settings_aside(model):
                 output = model.generate(  # type: ignore[operator]
                     input_ids=ids.to(device),
@@ -244,10 +239,23 @@ def generate(
                     **choice,
                 )
             for row, i in enumerate(rows):
-                answers[i] = _decoded(output[row, width:].tolist(), renderer)
+                answers[i] = _decoded(output[row, ids.shape[1] :].tolist(), renderer)
     finally:
         model.train(training)
     return answers
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, int64 [B, T], with pads before each prompt."""
+    import torch
+
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 @contextmanager
