@@ -137,6 +137,7 @@ def _accumulate(
         interrupted.
     """
     import torch
+    from accelerate.utils.memory import should_reduce_batch_size
 
     ranks = accelerator.num_processes
     mine = work.of_rank(accelerator.process_index, ranks)
@@ -154,8 +155,10 @@ def _accumulate(
             with synchronise:
                 sums, _ = module(batch)
                 accelerator.backward(sums.sum() * (weight * ranks / work.num_targets))
-        except torch.OutOfMemoryError as error:
-            raise MemoryExhausted(_out_of_memory(plan)) from error
+        except RuntimeError as error:
+            if should_reduce_batch_size(error):
+                raise MemoryExhausted(_out_of_memory(plan)) from error
+            raise
         sums_of.append((examples, sums.detach()))
     total = torch.cat([sums for _, sums in sums_of]).sum() * weight
     if ranks > 1:

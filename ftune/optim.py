@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ftune.errors import ArtifactError
 from ftune.methods import Method
@@ -35,7 +35,13 @@ def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch
     if plan.optimizer == "adamw":
         return torch.optim.AdamW(settings, fused=plan.device != "mps")
     if plan.optimizer == "adafactor":
-        return torch.optim.Adafactor(settings)
+        from transformers.optimization import Adafactor
+
+        # torch's own scales the rate by the size of each weight and by 1/sqrt(step), and so does not obey it
+        return cast(
+            "torch.optim.Optimizer",
+            Adafactor(settings, scale_parameter=False, relative_step=False, warmup_init=False),
+        )
     for group in settings:
         group[DECAY] = group.pop("weight_decay")
     optimizer = torch.optim.SGD(settings, momentum=0.9)
@@ -75,10 +81,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State tensors as `{parameter name}/{key}`, on the CPU."""
+    """State as tensors `{parameter name}/{key}`, on the CPU; a plain number becomes a tensor without dimensions."""
+    import torch
+
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{names[id(parameter)]}/{key}": value.detach().cpu().contiguous()
+        f"{names[id(parameter)]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
         if value is not None

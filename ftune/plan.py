@@ -110,9 +110,14 @@ class Plan(BaseModel):
 
     def continuing(self, stored: Plan, recipe: Recipe) -> Plan:
         """This plan with the choices the machine made when the run began; what the recipe names is the recipe's."""
-        train = recipe.train
-        named = {"micro_batch_size": train.micro_batch_size, "activation_checkpointing": train.activation_checkpointing}
-        names = [name for name in MACHINE_CHOICES if named.get(name, "auto") == "auto"]
+        anew: set[str] = set()
+        if recipe.train.micro_batch_size != "auto":
+            anew |= {"micro_batch_size", "eval_batch_size", "memory_bytes"}
+        if recipe.train.activation_checkpointing != "auto":
+            anew |= {"activation_checkpointing", "memory_bytes"}
+        if self.num_processes != stored.num_processes:
+            anew |= {"num_threads"}  # the cores are shared by another number of processes
+        names = [name for name in MACHINE_CHOICES if name not in anew]
         kept = {name: getattr(stored, name) for name in names}
         size = kept.get("micro_batch_size", self.micro_batch_size)
         kept["accumulation"] = accumulation(self.batch_size, size, self.num_processes)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftune import drift, finish, provenance
 from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
+from ftune.drift import data_files
 from ftune.errors import ArtifactError, DivergedError, Interrupted, Problem, RecipeError
 from ftune.evaluation import exact_match, likelihood_scores, mean_loss, predict, row_losses
 from ftune.listener import Listener
@@ -171,10 +172,13 @@ def _write_head(disk: Store, loaded: Loaded, prepared: Prepared, plan: Plan, *, 
     disk.write_text("recipe.yaml", loaded.text)
     disk.write_json("resolved.json", record)
     disk.write_json("plan.json", plan.to_json())
-    if not (disk.root / "run.json").is_file():
-        disk.write_json("run.json", provenance.describe(loaded, prepared))
-    else:
+    begun = disk.root / "run.json"
+    if begun.is_file():
         disk.remove("report.json")  # a run that goes on is not finished
+        first = json.loads(begun.read_text(encoding="utf-8"))
+        disk.write_json("run.json", {**first, "files": data_files(loaded.recipe, loaded.folder)})  # they may have moved
+    else:
+        disk.write_json("run.json", provenance.describe(loaded, prepared))
 
 
 def _newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Listener) -> tuple[int, Path] | None:
@@ -296,15 +300,18 @@ def _after_step(run: Run) -> None:
 
 
 def _note_best(state: TrainState, loss: float, plan: Plan) -> bool:
-    """Update the best; a loss that is not finite never is. True when this one must be saved."""
-    if state.best_loss is None or loss < state.best_loss - plan.min_delta:
-        state.evaluations_without_gain = 0
+    """Update the best and the early-stopping counter; no loss that is not finite counts. True for a new best."""
+    if math.isfinite(loss) and (state.watched_loss is None or loss < state.watched_loss - plan.min_delta):
+        state.watched_loss, state.evaluations_without_gain = loss, 0
     else:
         state.evaluations_without_gain += 1
-    if math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
+    if plan.best is None:
+        state.best_loss = state.best_step = None  # its checkpoint is not protected, and may be gone later
+        return False
+    better = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+    if better:
         state.best_loss, state.best_step = loss, state.step
-        return plan.best is not None
-    return False
+    return better
 
 
 def _interrupted_anywhere(run: Run) -> bool:

@@ -12,7 +12,8 @@ class TrainState(BaseModel):
         step: optimizer updates done.
         rows_seen, tokens_seen, targets_seen: totals over the run, without pads.
         train_seconds: time spent in steps, over all starts.
-        best_loss, best_step: smallest watched loss so far and the step that had it.
+        best_loss, best_step: smallest loss on held-out rows so far and the step that had it; None without a best.
+        watched_loss: for early stopping, what a later loss must beat by `min_delta`.
         evaluated_step: last step whose due evaluation was made.
         evaluations_without_gain: for early stopping.
         baseline: metrics before the first step.
@@ -28,6 +29,7 @@ class TrainState(BaseModel):
     train_seconds: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None
+    watched_loss: float | None = None
     evaluated_step: int = 0
     evaluations_without_gain: int = 0
     baseline: dict[str, float] = {}

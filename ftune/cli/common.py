@@ -37,6 +37,11 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show what libraries lo
 Offline = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 
 
+OUT_OF_MEMORY = "out of memory. Lower train.micro_batch_size, --batch-size or data.max_length; the run is not harmed."
+TORCH_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""What torch's allocators say, outside of a training step, which knows more."""
+
+
 def guarded(verb: Verb) -> Verb:
     """Turn every failure of `verb` into a message on stderr and its exit code."""
 
@@ -53,7 +58,7 @@ def guarded(verb: Verb) -> Verb:
         except KeyboardInterrupt:
             fail("interrupted.", 130)
         except MemoryError:
-            fail("out of memory. Lower train.micro_batch_size or data.max_length.", 9)
+            fail(OUT_OF_MEMORY, 9)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
             raise typer.Exit(0) from None
@@ -62,6 +67,8 @@ def guarded(verb: Verb) -> Verb:
         except Exception as error:  # whatever is left is a bug of ours
             if options.get("verbose"):
                 traceback.print_exc()
+            if isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_OUT_OF_MEMORY):
+                fail(OUT_OF_MEMORY, 9)
             fail(_bug_report(error), 1)
 
     return run  # type: ignore[return-value]

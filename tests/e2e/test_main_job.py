@@ -172,6 +172,37 @@ def test_refusals_touch_nothing(straight: Path, tmp_path: Path) -> None:
     assert "data.train" not in ftune("verify", run, cwd=tmp_path).stdout
 
 
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"method": "lroa"}, 2),
+        ({"data": {"train": "gone.jsonl"}}, 3),
+        ({"data": {"train": "rows.jsonl", "columns": {"prompt": "question"}}}, 3),
+        ({"data": {"train": "rows.jsonl", "max_length": 4}}, 3),
+        ({"model": "./no-such-folder"}, 10),
+    ],
+    ids=["recipe", "no file", "column", "overlong", "model"],
+)
+def test_bad_input_writes_nothing(tmp_path: Path, change: dict[str, Any], code: int) -> None:
+    recipe = write_recipe(tmp_path, **change)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    ftune("train", recipe, "--quiet", cwd=tmp_path, code=code)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_moved_rows_are_the_same_rows(straight: Path, tmp_path: Path) -> None:
+    """A finished run whose recipe moved with its data goes on being finished."""
+    there = tmp_path / "there"
+    there.mkdir()
+    ftune("train", write_recipe(tmp_path), "--output-dir", "run", "--quiet", cwd=tmp_path)
+    for name in ("recipe.yaml", "rows.jsonl"):
+        (tmp_path / name).rename(there / name)
+    ftune("train", there / "recipe.yaml", "--output-dir", "run", "--quiet", cwd=tmp_path)
+    again = ftune("train", there / "recipe.yaml", "--output-dir", "run", cwd=tmp_path)
+    assert "already complete" in again.stdout
+
+
 def test_longer_duration_goes_on(straight: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     ftune("train", recipe, "--quiet", cwd=tmp_path)

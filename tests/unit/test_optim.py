@@ -181,3 +181,20 @@ def test_a_state_that_does_not_fit_is_refused(change: str) -> None:
     again, fresh = small("adamw")
     with pytest.raises(ArtifactError, match="does not fit the model: .*(vector|other)"):
         load_optimizer_state(fresh, again, kept)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
+def test_the_learning_rate_is_obeyed(optimizer: str) -> None:
+    """Twice the rate moves a weight twice as far, also a weight that is zero, as LoRA's B is at the start."""
+    moved = []
+    for rate in (1e-3, 2e-3):
+        model, optim = small(optimizer, weight_decay=0.0)
+        with torch.no_grad():
+            model.matrix.zero_()
+        model.set_gradients(0)
+        set_learning_rate(optim, rate)
+        optim.step()
+        moved.append(model.matrix.detach().clone())
+    assert torch.allclose(moved[1], 2 * moved[0], rtol=1e-5, atol=0)
+    if optimizer != "sgd":
+        assert 0.1e-3 < float(moved[0].abs().mean()) < 10e-3, "an adaptive step is about as long as the rate"

@@ -238,3 +238,11 @@ def test_a_run_that_goes_on_with_more_processes_keeps_its_batch() -> None:
     recipe = recipe_of(train=train, distributed={"devices": 2})
     plan = make_plan(recipe, FACTS).continuing(stored, recipe)
     assert (plan.num_processes, plan.micro_batch_size, plan.accumulation) == (2, 8, 4)
+
+
+def test_a_run_that_goes_on_with_more_processes_shares_the_cores_anew() -> None:
+    """Threads are cores divided by processes: with another number of processes the old figure would be wrong."""
+    recipe = recipe_of(distributed={"devices": 2})
+    plan = make_plan(recipe, FACTS).continuing(plan_of(), recipe)
+    assert (plan_of().num_threads, plan.num_threads) == (4, 2)
+    assert plan.sources["num_threads"] == "4 cores / 2 processes"
