@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from ftune.device import torch_dtype
 from ftune.errors import ArtifactError, NotMergeable, Problem, RecipeError
 from ftune.finish import _write_json, write_artefact
 from ftune.manifest import sha256_of
-from ftune.model import cast_weights
+from ftune.model import cast_weights, load_config
 from ftune.plan import Dtype
 from ftune.store import OnOperation, Store
-from ftune.target import SIDECAR, Target, kind_of, open_target, record_json
+from ftune.target import SIDECAR, Record, Target, kind_of, open_target, record_json, start_of
 
 if TYPE_CHECKING:
     import torch
@@ -78,41 +79,69 @@ def merge(
         NotMergeable: the method has nothing to add to the base.
         ArtifactError: the merged function differs from the trained one; nothing is written.
     """
-    import time
-
     import torch
 
     started = time.monotonic()
     tick("loading")
+    target, record = _open_mergeable(run)
+    folder = (run / "merged" if out is None else out).absolute()
+    _refuse_foreign(folder)
+    tick("computing logits of the trained model")
+    witness = _Witness.of(target)
+    tick("merging")
+    merged = record.recipe.method.merge(target.model)
+    differences = witness.differences(merged)
+    limit = EXACT * max(1.0, witness.largest)
+    if not float(differences.max()) <= limit:  # also when it is no number
+        found = f"merged and trained logits differ by {float(differences.max()):.2e}, more than {limit:.0e}"
+        raise ArtifactError(f"{run}: {found}. Nothing was written.")
+    chosen = torch_dtype(dtype) if dtype is not None else _published_dtype(record)
+    cast_weights(merged, chosen)
+    tick("writing")
+    _write(merged, target, record, folder, {"merged_from": str(run.absolute())}, tick, on_operation)
+    tick("comparing")
+    written = _open_plain(folder, torch.float32)
+    return MergeResult(
+        folder=str(folder),
+        base=record.recipe.model.name,
+        dtype=str(chosen).removeprefix("torch."),
+        max_difference=float(differences.max()),
+        mean_difference=float(differences.mean()),
+        cast_max_difference=float(witness.differences(written).max()),
+        token_agreement=witness.agreement(written),
+        sha256=sha256_of(next(iter(sorted(folder.glob("*.safetensors"))))),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _open_mergeable(run: Path) -> tuple[Target, Record]:
+    """The trained model in fp32, and its recipe."""
+    import torch
+
     kind = kind_of(run)
     if kind in ("recipe", "model") or (kind == "artefact" and (run / "config.json").is_file()):
         raise ArtifactError(f"{run}: is a {kind} that holds nothing to merge. Name a run, a checkpoint or an adapter.")
     target = open_target(run, dtype=torch.float32)
-    record = target.record
-    if record is None:
+    if target.record is None:
         raise AssertionError(f"a {kind} without a recipe")
-    method = record.recipe.method
+    method = target.record.recipe.method
     if not method.mergeable:
         raise NotMergeable(f"{run}: method {method.name} cannot be merged into its base. Load it beside the base.")
-    folder = (run / "merged" if out is None else out).absolute()
-    _refuse_foreign(folder)
-    tick("computing logits of the trained model")
-    probes = _probe_ids(target)
-    trained = [_logits(target.model, ids) for ids in probes]
-    greedy = [_greedy(target.model, ids) for ids in probes]
-    tick("merging")
-    merged = method.merge(target.model)
-    differences = [(a - b).abs() for a, b in zip([_logits(merged, ids) for ids in probes], trained, strict=True)]
-    largest = max(float(d.max()) for d in differences)
-    scale = max(1.0, max(float(logits.abs().max()) for logits in trained))
-    if not largest <= EXACT * scale:
-        raise ArtifactError(
-            f"{run}: merged and trained logits differ by {largest:.2e}, more than {EXACT * scale:.0e}. "
-            "Nothing was written."
-        )
-    chosen = torch_dtype(dtype) if dtype is not None else _published_dtype(target)
-    cast_weights(merged, chosen)
-    tick("writing")
+    return target, target.record
+
+
+def _write(
+    merged: torch.nn.Module,
+    target: Target,
+    record: Record,
+    folder: Path,
+    facts: dict[str, Any],
+    tick: Callable[[str], None],
+    on_operation: OnOperation | None,
+) -> None:
+    """Publish the folder once it has been read back equal."""
+    disk = Store(folder.parent, on_operation)
+    disk.require_space(sum(p.numel() * p.element_size() for p in merged.parameters()), "the merged model")
 
     def write(temp: Path) -> None:
         write_artefact(merged, target.tokenizer, target.renderer.stop_ids, temp, _save_plain)
@@ -120,22 +149,54 @@ def merge(
         tick("reading back")
         _compare_written(temp, merged)
 
-    facts = {"merged_from": str(run.absolute()), "base": record.base_fingerprint}
-    Store(folder.parent, on_operation).publish(folder.name, write, facts)
-    tick("comparing")
-    written = _open_plain(folder, torch.float32)
-    rounded = [_logits(written, ids) for ids in probes]
-    return MergeResult(
-        folder=str(folder),
-        base=record.recipe.model.name,
-        dtype=str(chosen).removeprefix("torch."),
-        max_difference=largest,
-        mean_difference=sum(float(d.mean()) for d in differences) / len(differences),
-        cast_max_difference=max(float((a - b).abs().max()) for a, b in zip(rounded, trained, strict=True)),
-        token_agreement=_agreement(written, probes, greedy),
-        sha256=sha256_of(next(iter(sorted(folder.glob("*.safetensors"))))),
-        seconds=time.monotonic() - started,
-    )
+    disk.publish(folder.name, write, {**facts, "base": record.base_fingerprint})
+
+
+@dataclass(frozen=True)
+class _Witness:
+    """What the trained model says to probe texts, to hold others against.
+
+    Args:
+        ids: token ids of each text, [1, T].
+        logits: of each text in fp32, [1, T, V].
+        greedy: how each goes on, `NEW_TOKENS` ids.
+    """
+
+    ids: list[torch.Tensor]
+    logits: list[torch.Tensor]
+    greedy: list[list[int]]
+
+    @classmethod
+    def of(cls, target: Target) -> _Witness:
+        """Ask the target."""
+        import torch
+
+        ids = [torch.tensor([target.renderer.prompt_ids(text)]) for text in PROBES]
+        return cls(ids, [_logits(target.model, x) for x in ids], [_greedy(target.model, x) for x in ids])
+
+    @property
+    def largest(self) -> float:
+        """Largest absolute logit."""
+        return max(float(logits.abs().max()) for logits in self.logits)
+
+    def differences(self, model: torch.nn.Module) -> torch.Tensor:
+        """|logit - trained logit| of every text, position and token, in one row."""
+        import torch
+
+        pairs = zip(self.ids, self.logits, strict=True)
+        return torch.cat([(_logits(model, ids) - logits).abs().flatten() for ids, logits in pairs])
+
+    def agreement(self, model: torch.nn.Module) -> float:
+        """Share of the greedy tokens that `model` also ranks first, given the same tokens before."""
+        import torch
+
+        hits = total = 0
+        for ids, tokens in zip(self.ids, self.greedy, strict=True):
+            whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
+            chosen = _logits(model, whole)[0, ids.shape[1] - 1 : -1].argmax(dim=-1)
+            hits += int((chosen == torch.tensor(tokens)).sum())
+            total += len(tokens)
+        return hits / total
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -148,23 +209,12 @@ def _save_plain(model: torch.nn.Module, folder: Path) -> None:
     model.save_pretrained(folder)  # type: ignore[operator]
 
 
-def _published_dtype(target: Target) -> torch.dtype:
+def _published_dtype(record: Record) -> torch.dtype:
     """The type the base was published in; fp32 for models built in code."""
     import torch
 
-    from ftune.model import load_config
-    from ftune.target import start_of
-
-    if target.record is None:
-        return torch.float32
-    config = load_config(start_of(target.record.recipe.model, target.record.folder).base)
+    config = load_config(start_of(record.recipe.model, record.folder).base)
     return cast("torch.dtype", getattr(torch, str(config.dtype or "float32").removeprefix("torch.")))
-
-
-def _probe_ids(target: Target) -> list[torch.Tensor]:
-    import torch
-
-    return [torch.tensor([target.renderer.prompt_ids(text)]) for text in PROBES]
 
 
 def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -181,19 +231,6 @@ def _greedy(model: torch.nn.Module, ids: torch.Tensor) -> list[int]:
     for _ in range(NEW_TOKENS):
         ids = torch.cat([ids, _logits(model, ids)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
     return [int(token) for token in ids[0, -NEW_TOKENS:]]
-
-
-def _agreement(model: torch.nn.Module, probes: list[torch.Tensor], greedy: list[list[int]]) -> float:
-    """Share of the trained model's greedy tokens that `model` also ranks first, given the same tokens before."""
-    import torch
-
-    hits = total = 0
-    for ids, tokens in zip(probes, greedy, strict=True):
-        whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
-        chosen = _logits(model, whole)[0, ids.shape[1] - 1 : -1].argmax(dim=-1)
-        hits += int((chosen == torch.tensor(tokens)).sum())
-        total += len(tokens)
-    return hits / total
 
 
 def _compare_written(folder: Path, merged: torch.nn.Module) -> None:
