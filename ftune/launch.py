@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ def launch(processes: int, arguments: Sequence[str], *, cores: int) -> None:
 
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)  # rank 0 says what happened
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

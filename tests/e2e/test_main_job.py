@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from ftune.manifest import verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,29 +105,51 @@ def test_sigkill_then_the_same_command_gives_the_same_bits(straight: Path, tmp_p
     assert losses(tmp_path / "runs" / "recipe") == losses(straight / "runs" / "recipe")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_and_leave(straight: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    recipe = write_recipe(tmp_path, checkpoint={"every": 1000})
+def interrupted(recipe: Path, number: signal.Signals, *options: str) -> tuple[int, str]:
+    """Start training, send `number` after step 2, and return the exit code and stderr."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "ftune", "train", str(recipe)],
-        cwd=tmp_path,
+        [sys.executable, "-m", "ftune", "train", str(recipe), *options],
+        cwd=recipe.parent,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
     )
-    metrics = tmp_path / "runs" / "recipe" / "metrics.jsonl"
+    metrics = recipe.parent / "runs" / "recipe" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (
-        metrics.is_file() and '"event": "step", "step": 2,' in metrics.read_text()
-    ):
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and '"event": "step", "step": 2,' in metrics.read_text():
+            break
         time.sleep(0.02)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code, stderr
+    return process.returncode, stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_leave(straight: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    recipe = write_recipe(tmp_path, checkpoint={"every": 1000})
+    returned, stderr = interrupted(recipe, number)
+    assert returned == code, stderr
     assert "The same command goes on" in stderr
     assert "Traceback" not in stderr
     ftune("train", recipe, "--quiet", cwd=tmp_path)
     assert losses(tmp_path / "runs" / "recipe") == losses(straight / "runs" / "recipe")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_reach_every_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """The launcher passes them on; all processes agree on the step that is saved, and none is left."""
+    train = {"duration": "5000 steps", "batch_size": 4, "micro_batch_size": 2}
+    recipe = write_recipe(tmp_path, train=train, checkpoint={"every": 100_000}, data={"train": "rows.jsonl"}, eval={})
+    returned, stderr = interrupted(recipe, number, "--devices", "2", "--quiet")
+    assert returned == code, stderr
+    assert re.search(r"step [0-9]+ of 5000 is saved", stderr)
+    assert "Traceback" not in stderr
+    (checkpoint,) = (tmp_path / "runs" / "recipe" / "checkpoints").iterdir()
+    verify(checkpoint)
+    left = [p.pid for p in psutil.process_iter(["cmdline"]) if str(recipe) in (p.info["cmdline"] or [])]
+    assert left == []
 
 
 def test_locked_folder(straight: Path, tmp_path: Path) -> None:
@@ -184,7 +210,7 @@ def test_refusals_touch_nothing(straight: Path, tmp_path: Path) -> None:
     ids=["recipe", "no file", "column", "overlong", "model"],
 )
 def test_bad_input_writes_nothing(tmp_path: Path, change: dict[str, Any], code: int) -> None:
-    recipe = write_recipe(tmp_path, **change)
+    recipe = write_recipe(tmp_path, **{"eval": {}, **change} if "data" in change else change)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     ftune("train", recipe, "--quiet", cwd=tmp_path, code=code)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
