@@ -68,13 +68,13 @@ def test_killed_at_operations_all_over_a_run(method: str, tmp_path: Path) -> Non
 
 
 def _number_of_operations(folder: Path, method: str) -> int:
-    """Durable operations of one whole run, counted in process."""
+    """Durable operations of one whole run, counted in process. The command line's lock has made the folder before."""
     from ftune.listener import Listener
     from ftune.load import load_recipe
     from ftune.run import train as train_in_process
     from ftune.signals import StopFlag
 
-    folder.mkdir()
+    (folder / "run").mkdir(parents=True)
     count = 0
 
     def counted(kind: str, path: Path) -> None:
