@@ -79,7 +79,10 @@ def _data(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
 
 def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     data = recipe.data
-    if data.format == "text":
+    labelled = recipe.objective.encoding in ("row_labels", "token_labels")
+    if labelled:
+        yield from _labelled_rows(recipe, written)
+    elif data.format == "text":
         if data.template is not None:
             yield Problem("data.template", f"{NO_EFFECT} on format text, which has no prompt. Remove it.")
         if "data.train_on" in written and data.train_on != "all":
@@ -90,6 +93,16 @@ def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     elif data.format != "auto" and data.overlong == "split":
         message = "split is for text rows: half an answer has no prompt. Use truncate_prompt or drop."
         yield Problem("data.overlong", message)
+
+
+def _labelled_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    data = recipe.data
+    if "data.train_on" in written:
+        yield Problem("data.train_on", f"{NO_EFFECT} on rows with labels, where the label is learned. Remove it.")
+    if data.overlong in ("split", "truncate_prompt"):
+        yield Problem("data.overlong", f"{data.overlong} is not for rows with labels. Use drop or truncate.")
+    if recipe.objective.encoding == "token_labels" and data.template is not None:
+        yield Problem("data.template", f"{NO_EFFECT} on words with tags, which are taken as they are. Remove it.")
 
 
 def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
@@ -105,7 +118,7 @@ def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
 def _generation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     objective = recipe.objective
     metrics = () if recipe.eval.metrics == "auto" else tuple(recipe.eval.metrics)
-    known = (*objective.likelihood_metrics, *objective.generation_metrics)
+    known = (*objective.forward_metrics, *objective.generation_metrics)
     for metric in metrics:
         if metric not in known:
             message = f"{metric!r} is no metric of {objective.name}.{suggestion(metric, known)}"

@@ -1,7 +1,7 @@
 """What a model is worth on held-out rows: sums over all targets, never means of batch means.
 
 bits per byte = loss in nats / (ln 2 x UTF-8 bytes of the supervised text); it compares models whatever their
-tokenizers. 95% intervals are percentile bootstraps over rows (Efron 1979), by scipy.
+tokenizers. 95% intervals are percentile bootstraps over rows, see `ftune.metrics`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftune.data.encode import Example
+from ftune.data.order import Draw, derived_seed
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
 from ftune.errors import DivergedError
+from ftune.metrics import Score
+from ftune.metrics.bootstrap import ratio
+from ftune.objectives import TEXT_METRICS
 
 if TYPE_CHECKING:
     import torch
@@ -28,15 +32,6 @@ if TYPE_CHECKING:
 
 Tick = Callable[[int, int], None]
 """Called with (done, in all); may raise to stop."""
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric and its 95% bootstrap interval over rows."""
-
-    value: float
-    ci95: tuple[float, float] | None = None
 
 
 Scores = dict[str, Score]
@@ -44,11 +39,19 @@ Scores = dict[str, Score]
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Per-row sums, each [rows]: nats over the row's targets (float64), their number, and the bytes they spell."""
+    """What a model says of each row.
+
+    Args:
+        nats, targets, num_bytes: [rows]; the loss over a row's targets (float64), their number, the bytes they spell.
+        outputs: of a head, one array for each row; None for language models.
+        examples: what was scored, with parts hidden where the objective hides any.
+    """
 
     nats: np.ndarray
     targets: np.ndarray
     num_bytes: np.ndarray
+    outputs: list[np.ndarray] | None
+    examples: Sequence[Example]
 
 
 def row_losses(
@@ -59,10 +62,13 @@ def row_losses(
     accelerator: Accelerator,
     pad_id: int,
     batch_size: int,
+    draw: Draw | None,
     tick: Tick,
     pad_left: bool = False,
 ) -> RowLosses:
     """Losses of every example, whatever the batch size and the number of processes.
+
+    Where the objective hides parts, the same parts are hidden each time, so that evaluations can be compared.
 
     Leaves the module in the mode it was in, and every generator and gradient as it was.
 
@@ -70,10 +76,14 @@ def row_losses(
         DivergedError: a row's loss is not finite; names the rows.
     """
     import torch
+    from accelerate.utils import gather_object
 
     training = module.training
     module.eval()
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
+    if draw is not None:
+        examples = [draw(example, derived_seed("held-out", i)) for i, example in enumerate(examples)]
+    order = sorted(range(len(examples)), key=lambda i: -examples[i].num_tokens)
+    outputs: dict[int, np.ndarray] = {}
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     nats = torch.zeros(len(examples), dtype=torch.float32, device=accelerator.device)
     try:
@@ -83,12 +93,15 @@ def row_losses(
                 if number % accelerator.num_processes != accelerator.process_index:
                     continue
                 batch = objective.collate([examples[i] for i in rows], pad_id, left=pad_left)
-                sums, _ = module({key: value.to(accelerator.device) for key, value in batch.items()})
+                sums, _, said = module({k: v.to(accelerator.device) for k, v in batch.items()}, scored=True)
                 nats[torch.tensor(rows, device=nats.device)] = sums.float()
+                if said is not None:
+                    outputs.update(zip(rows, said.cpu().numpy(), strict=True))
     finally:
         module.train(training)
     if accelerator.num_processes > 1:
         nats = accelerator.reduce(nats, reduction="sum")
+        outputs = dict(gather_object(list(outputs.items())))
     values = nats.double().cpu().numpy() if nats.device.type != "mps" else nats.cpu().double().numpy()
     if odd := [example.place for example, value in zip(examples, values, strict=True) if not np.isfinite(value)]:
         raise DivergedError(_not_finite(odd))
@@ -96,6 +109,8 @@ def row_losses(
         nats=values,
         targets=np.array([example.num_targets for example in examples], dtype=np.int64),
         num_bytes=np.array([example.num_bytes for example in examples], dtype=np.int64),
+        outputs=[outputs[i] for i in range(len(examples))] if outputs else None,
+        examples=examples,
     )
 
 
@@ -109,43 +124,32 @@ def mean_loss(losses: RowLosses) -> float:
     return float(losses.nats.sum() / losses.targets.sum())
 
 
+def forward_scores(
+    losses: RowLosses, objective: Objective, labels: Sequence[str], metrics: Sequence[str], *, intervals: bool
+) -> Scores:
+    """Loss, perplexity, bits per byte and what the objective makes of a head's outputs; those that `metrics` names."""
+    scores = likelihood_scores(losses, metrics, intervals=intervals)
+    wanted = [name for name in metrics if name not in scores]
+    if losses.outputs is not None and wanted:
+        scores |= objective.task_scores(losses.outputs, losses.examples, labels, wanted, intervals=intervals)
+    return {name: scores[name] for name in metrics if name in scores}
+
+
 def likelihood_scores(losses: RowLosses, metrics: Sequence[str], *, intervals: bool) -> Scores:
     """Loss, perplexity and bits per byte, those of them that `metrics` names."""
-    per_target = _ratio(losses.nats, losses.targets, intervals)
+    per_target = ratio(losses.nats, losses.targets, intervals=intervals)
     scores = {"loss": per_target}
     low_high = per_target.ci95
     scores["perplexity"] = Score(
         _exp(per_target.value), None if low_high is None else (_exp(low_high[0]), _exp(low_high[1]))
     )
     if losses.num_bytes.sum() > 0:
-        scores["bits_per_byte"] = _ratio(losses.nats / math.log(2), losses.num_bytes, intervals)
+        scores["bits_per_byte"] = ratio(losses.nats / math.log(2), losses.num_bytes, intervals=intervals)
     return {name: score for name, score in scores.items() if name in metrics}
 
 
 def _exp(nats: float) -> float:
     return math.exp(min(nats, 709.0))  # near the largest float: infinity is no JSON
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, intervals: bool) -> Score:
-    value = float(numerator.sum() / denominator.sum())
-    if not intervals or len(numerator) < 2:
-        return Score(value)
-    from scipy.stats import bootstrap
-
-    def statistic(top: np.ndarray, bottom: np.ndarray, axis: int) -> np.ndarray:
-        return np.asarray(top.sum(axis=axis) / bottom.sum(axis=axis))
-
-    found = bootstrap(
-        (numerator, denominator),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=max(1, 4_000_000 // len(numerator)),
-        method="percentile",
-        rng=np.random.Generator(np.random.Philox(0)),
-    ).confidence_interval
-    return Score(value, (float(found.low), float(found.high)))
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,8 @@ def generate(
     """
     import torch
 
-    encoded = [renderer.prompt_ids(prompt, raw=raw) for prompt in prompts]
+    decodes = not model.config.is_encoder_decoder  # type: ignore[union-attr]
+    encoded = [renderer.prompt_ids(p, raw=raw) if decodes else renderer.encoder_ids(p) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
     answers = [""] * len(prompts)
     training = model.training
@@ -239,7 +244,7 @@ def generate(
                     **choice,
                 )
             for row, i in enumerate(rows):
-                answers[i] = _decoded(output[row, ids.shape[1] :].tolist(), renderer)
+                answers[i] = _decoded(output[row, ids.shape[1] if decodes else 1 :].tolist(), renderer)
     finally:
         model.train(training)
     return answers
@@ -280,12 +285,13 @@ def _decoded(ids: list[int], renderer: Renderer) -> str:
     return str(renderer.tokenizer.decode(ids[:end], skip_special_tokens=True))
 
 
-def exact_match(predictions: Sequence[Prediction], *, intervals: bool) -> Score:
-    """Share of answers that equal the expected text up to white space at both ends."""
-    hits = np.array([prediction.exact for prediction in predictions], dtype=np.float64)
-    if len(hits) == 0:
-        return Score(0.0)
-    return _ratio(hits, np.ones(len(hits)), intervals)
+def text_scores(predictions: Sequence[Prediction], metrics: Sequence[str], *, intervals: bool) -> Scores:
+    """Those of `metrics` that compare answers with what was expected."""
+    from ftune.metrics.texts import texts
+
+    wanted = [name for name in metrics if name in TEXT_METRICS]
+    received, expected = [p.received for p in predictions], [p.expected for p in predictions]
+    return texts(received, expected, wanted, intervals=intervals) if wanted and predictions else {}
 
 
 def predictions_lines(predictions: Sequence[Prediction]) -> str:

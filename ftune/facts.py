@@ -46,6 +46,8 @@ class ModelFacts:
     total_parameters, trainable_parameters: counts once the method is attached.
     fingerprint: identity of the base weights.
     targets: (name, count, shape) of the layers the method adapts, for people to read.
+    family: decoder, encoder or encoder_decoder.
+    quantised_parameters: how many of all are kept quantised.
     """
 
     architecture: str
@@ -58,6 +60,8 @@ class ModelFacts:
     trainable_parameters: int
     fingerprint: str
     targets: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    family: str = "decoder"
+    quantised_parameters: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftune.data.build import Split
+from ftune.data.order import Draw
 from ftune.device import peak_memory_bytes
 from ftune.evaluation import (
     Prediction,
     Scores,
-    exact_match,
-    likelihood_scores,
+    forward_scores,
     predict,
     predictions_lines,
     row_losses,
+    text_scores,
 )
 from ftune.loop import training_module
 from ftune.manifest import verify
@@ -76,7 +77,7 @@ def _choose_step(run: Run) -> int:
 def publish_artefact(run: Run, step: int) -> None:
     """`model/` in the ecosystem's own format, with tokenizer and sidecar; whole models in the base's type."""
     recipe, prepared = run.loaded.recipe, run.prepared
-    record = record_json(recipe, run.loaded.folder, prepared.facts.model.fingerprint)
+    record = record_json(prepared.record)
 
     def write(folder: Path) -> None:
         if recipe.method.standalone:
@@ -123,6 +124,7 @@ def score(run: Run, target: Target, split: Split, name: str) -> tuple[Scores, li
         metrics=run.plan.metrics,
         accelerator=run.accelerator,
         batch_size=run.plan.eval_batch_size,
+        draw=run.prepared.draw,
         tick=tick,
     )
 
@@ -134,6 +136,7 @@ def score_target(
     metrics: tuple[str, ...],
     accelerator: Accelerator,
     batch_size: int,
+    draw: Draw | None,
     tick: Any,
 ) -> tuple[Scores, list[Prediction]]:
     """Metrics of a loaded target on an encoded split, and its predictions where a metric needs them."""
@@ -148,11 +151,12 @@ def score_target(
         accelerator=accelerator,
         pad_id=target.pad_id,
         batch_size=batch_size,
+        draw=draw,
         tick=tick,
     )
-    scores = likelihood_scores(losses, metrics, intervals=True)
+    scores = forward_scores(losses, recipe.objective, target.record.labels, metrics, intervals=True)
     predictions: list[Prediction] = []
-    if "exact_match" in metrics:
+    if set(metrics) & set(recipe.objective.generation_metrics):
         predictions = predict(
             target.model,
             split.samples,
@@ -162,7 +166,7 @@ def score_target(
             batch_size=batch_size,
             tick=tick,
         )
-        scores["exact_match"] = exact_match(predictions, intervals=True)
+        scores |= text_scores(predictions, metrics, intervals=True)
     return scores, predictions
 
 

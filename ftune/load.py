@@ -167,7 +167,7 @@ def _parse_plugin(key: str, package: ModuleType, block: Any) -> tuple[BaseModel 
     except LookupError as error:
         return None, [Problem(f"{key}.name" if isinstance(block, dict) else key, str(error))]
     plugin, problems = _validate(kind, block, (key,))
-    if isinstance(plugin, methods.Method):
+    if isinstance(plugin, (methods.Method, objectives.Objective)):
         problems += [Problem(f"{key}.{field}", message) for field, message in plugin.problems()]
     return plugin, problems
 

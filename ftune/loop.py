@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftune.data.encode import Example
-from ftune.data.order import Window, derived_seed, window
+from ftune.data.order import Draw, Window, derived_seed, window
 from ftune.errors import DivergedError, MemoryExhausted
 from ftune.optim import learning_rate, set_learning_rate
 from ftune.plan import Plan
@@ -51,7 +51,7 @@ class StepResult:
 
 
 def training_module(model: torch.nn.Module, objective: Objective) -> torch.nn.Module:
-    """A module whose forward is the objective's loss, so that DDP sees every call."""
+    """A module whose forward is the objective's loss, or `scored`, so that DDP sees every call."""
     import torch
 
     class Loss(torch.nn.Module):
@@ -59,8 +59,8 @@ def training_module(model: torch.nn.Module, objective: Objective) -> torch.nn.Mo
             super().__init__()
             self.model = model
 
-        def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return objective.loss(self.model, batch)
+        def forward(self, batch: Batch, scored: bool = False) -> tuple[torch.Tensor | None, ...]:
+            return objective.scored(self.model, batch) if scored else objective.loss(self.model, batch)
 
     return Loss()
 
@@ -74,6 +74,7 @@ def train_steps(
     objective: Objective,
     examples: Sequence[Example],
     pad_id: int,
+    draw: Draw | None,
     first_step: int,
     interrupted: Callable[[], bool],
 ) -> Iterator[StepResult]:
@@ -87,6 +88,7 @@ def train_steps(
         objective: collates and scores.
         examples: the encoded training split.
         pad_id: id that fills short rows; it is masked by length.
+        draw: hides part of each example, where the objective does that.
         first_step: updates already done.
         interrupted: polled between micro-batches of a single process; true ends the loop without a partial update.
 
@@ -101,9 +103,8 @@ def train_steps(
     parameters = [p for p in module.parameters() if p.requires_grad]
     for step in range(first_step, plan.steps):
         started = time.perf_counter()
-        work = window(
-            examples, step, batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, seed=plan.seed
-        )
+        sizes = {"batch_size": plan.batch_size, "micro_batch_size": plan.micro_batch_size}
+        work = window(examples, step, **sizes, seed=plan.seed, draw=draw)
         optimizer.zero_grad(set_to_none=True)
         outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted)
         if outcome is None:

@@ -12,7 +12,8 @@ from ftune.device import torch_dtype
 from ftune.errors import ArtifactError, NotMergeable, Problem, RecipeError
 from ftune.finish import _write_json, write_artefact
 from ftune.manifest import sha256_of
-from ftune.model import cast_weights, load_config
+from ftune.model import auto_class, cast_weights, load_config
+from ftune.objectives import Head
 from ftune.plan import Dtype
 from ftune.store import OnOperation, Store
 from ftune.target import SIDECAR, Record, Target, kind_of, open_target, record_json, start_of
@@ -87,7 +88,7 @@ def merge(
     folder = (run / "merged" if out is None else out).absolute()
     _refuse_foreign(folder)
     tick("computing logits of the trained model")
-    witness = _Witness.of(target)
+    witness = _Witness.of(target, record)
     tick("merging")
     merged = record.recipe.method.merge(target.model)
     differences = witness.differences(merged)
@@ -100,7 +101,7 @@ def merge(
     tick("writing")
     _write(merged, target, record, folder, {"merged_from": str(run.absolute())}, tick, on_operation)
     tick("comparing")
-    written = _open_plain(folder, torch.float32)
+    written = _open_plain(folder, torch.float32, record.head(target.tokenizer))
     return MergeResult(
         folder=str(folder),
         base=record.recipe.model.name,
@@ -145,9 +146,9 @@ def _write(
 
     def write(temp: Path) -> None:
         write_artefact(merged, target.tokenizer, target.renderer.stop_ids, temp, _save_plain)
-        _write_json(temp / SIDECAR, record_json(record.recipe, record.folder, record.base_fingerprint))
+        _write_json(temp / SIDECAR, record_json(record))
         tick("reading back")
-        _compare_written(temp, merged)
+        _compare_written(temp, merged, record.head(target.tokenizer))
 
     disk.publish(folder.name, write, {**facts, "base": record.base_fingerprint})
 
@@ -158,21 +159,24 @@ class _Witness:
 
     Args:
         ids: token ids of each text, [1, T].
-        logits: of each text in fp32, [1, T, V].
-        greedy: how each goes on, `NEW_TOKENS` ids.
+        logits: of each text in fp32, [1, T, V], or [1, K] of a head over the row.
+        greedy: how each goes on, `NEW_TOKENS` ids; None where the model does not predict the next token.
     """
 
     ids: list[torch.Tensor]
     logits: list[torch.Tensor]
-    greedy: list[list[int]]
+    greedy: list[list[int]] | None
 
     @classmethod
-    def of(cls, target: Target) -> _Witness:
+    def of(cls, target: Target, record: Record) -> _Witness:
         """Ask the target."""
         import torch
 
-        ids = [torch.tensor([target.renderer.prompt_ids(text)]) for text in PROBES]
-        return cls(ids, [_logits(target.model, x) for x in ids], [_greedy(target.model, x) for x in ids])
+        continues = record.recipe.objective.encoding == "next_token"
+        tokens = target.renderer.prompt_ids if continues else target.renderer.encoder_ids
+        ids = [torch.tensor([tokens(text)]) for text in PROBES]
+        greedy = [_greedy(target.model, x) for x in ids] if continues else None
+        return cls(ids, [_logits(target.model, x) for x in ids], greedy)
 
     @property
     def largest(self) -> float:
@@ -187,10 +191,15 @@ class _Witness:
         return torch.cat([(_logits(model, ids) - logits).abs().flatten() for ids, logits in pairs])
 
     def agreement(self, model: torch.nn.Module) -> float:
-        """Share of the greedy tokens that `model` also ranks first, given the same tokens before."""
+        """Share of the tokens or labels the trained model ranks first that `model` also does; of greedy ones if any."""
         import torch
 
         hits = total = 0
+        if self.greedy is None:
+            firsts = [
+                (_logits(model, x).argmax(-1) == y.argmax(-1)) for x, y in zip(self.ids, self.logits, strict=True)
+            ]
+            return float(torch.cat([same.flatten() for same in firsts]).float().mean())
         for ids, tokens in zip(self.ids, self.greedy, strict=True):
             whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
             chosen = _logits(model, whole)[0, ids.shape[1] - 1 : -1].argmax(dim=-1)
@@ -220,8 +229,10 @@ def _published_dtype(record: Record) -> torch.dtype:
 def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     import torch
 
+    writes = model.config.is_encoder_decoder and model.get_output_embeddings() is not None  # type: ignore
+    more: dict[str, Any] = {"decoder_input_ids": ids, "use_cache": False} if writes else {}
     with torch.no_grad():
-        return cast("torch.Tensor", model(input_ids=ids, use_cache=False).logits.float())
+        return cast("torch.Tensor", model(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits.float())
 
 
 def _greedy(model: torch.nn.Module, ids: torch.Tensor) -> list[int]:
@@ -233,7 +244,7 @@ def _greedy(model: torch.nn.Module, ids: torch.Tensor) -> list[int]:
     return [int(token) for token in ids[0, -NEW_TOKENS:]]
 
 
-def _compare_written(folder: Path, merged: torch.nn.Module) -> None:
+def _compare_written(folder: Path, merged: torch.nn.Module, head: Head) -> None:
     """Open the folder with plain transformers; every weight must be the one in memory.
 
     Raises:
@@ -241,14 +252,15 @@ def _compare_written(folder: Path, merged: torch.nn.Module) -> None:
     """
     import torch
 
-    read = _open_plain(folder, "auto").state_dict()
+    read = _open_plain(folder, "auto", head).state_dict()
     for name, tensor in merged.state_dict().items():
         if name not in read or not torch.equal(read[name], tensor):
             raise ArtifactError(f"{folder}: weight {name} was not read back as it was written. Nothing is kept.")
 
 
-def _open_plain(folder: Path, dtype: torch.dtype | Literal["auto"]) -> torch.nn.Module:
+def _open_plain(folder: Path, dtype: torch.dtype | Literal["auto"], head: Head) -> torch.nn.Module:
     """The folder as anybody opens it, without ftune."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    return cast("torch.nn.Module", AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval())
+    kind = auto_class(head, AutoConfig.from_pretrained(folder))
+    return cast("torch.nn.Module", kind.from_pretrained(folder, dtype=dtype).eval())

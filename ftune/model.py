@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ftune.data.order import derived_seed
 from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
 from ftune.facts import ModelFacts
 from ftune.methods import Method
+from ftune.objectives import Head
 from ftune.recipe import Model
 
 if TYPE_CHECKING:
@@ -105,36 +107,131 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
-def load_model(base: Base, auto_class: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def load_model(
+    base: Base,
+    head: Head,
+    dtype: torch.dtype,
+    seed: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    whole: bool = False,
+) -> PreTrainedModel:
     """Weights of `base` in `dtype`, in evaluation mode, with nothing marked as learning.
 
     Args:
         base: which model.
-        auto_class: transformers' auto class with the head the objective needs.
+        head: what it must end in; a classification head that the base lacks is drawn from the seed.
         dtype: type of all weights.
-        seed: draws the weights when the base is random.
+        seed: draws the head, and all weights when the base is random.
+        options: more keywords for transformers, such as a quantisation.
+        whole: the base must bring its head too.
 
     Raises:
         MachineError: it is not here, cannot be had, or is not in safetensors.
         ArtifactError: some weights are missing.
     """
-    import transformers
-
-    auto = getattr(transformers, auto_class)
     if base.kind == "builtin" or base.random:
         draw = builtin.SEED if base.kind == "builtin" else derived_seed("init", seed)
+        config = with_head(load_config(base), head)
         with _drawn_from(draw):
-            model = auto.from_config(load_config(base))
+            model = auto_class(head, config).from_config(config)
         cast_weights(model, dtype)
+        if options:  # transformers quantises while it loads
+            model = reloaded(model, head, dtype, seed, options)
     else:
+        config = with_head(load_config(base), head)
+        keywords = {**base._keywords(), **(options or {})}
         with _explained(base):
-            model, report = auto.from_pretrained(
-                base.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **base._keywords()
-            )
-        if lacking := sorted(report["missing_keys"]):  # transformers would go on with random ones
-            raise ArtifactError(f"model '{base.name}': has no weights for {lacking[:3]}. The folder is not whole.")
+            model = _read(base.location, config, head, dtype, seed, keywords, whole, base.name)
     model.config._name_or_path = base.reference
     return cast("PreTrainedModel", model.eval().requires_grad_(False))
+
+
+def reloaded(
+    model: PreTrainedModel, head: Head, dtype: torch.dtype, seed: int, options: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The model as if it had been read from a folder: quantised, or with another head."""
+    name = str(model.config._name_or_path)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = _read(folder, with_head(model.config, head), head, dtype, seed, dict(options or {}), False, name)
+    again.config._name_or_path = name
+    return again.eval().requires_grad_(False)
+
+
+def _read(
+    location: str,
+    config: PreTrainedConfig,
+    head: Head,
+    dtype: torch.dtype,
+    seed: int,
+    keywords: Mapping[str, Any],
+    whole: bool,
+    name: str,
+) -> PreTrainedModel:
+    """Weights of a folder or hub id; only a fresh head may be lacking, and is drawn from the seed.
+
+    Raises:
+        ArtifactError: some weights are missing: transformers would go on with random ones.
+    """
+    with _drawn_from(derived_seed("head", seed)):
+        model, report = auto_class(head, config).from_pretrained(
+            location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **keywords
+        )
+    fresh = () if whole or not head.fresh else tuple(f"{module}." for module in targets.head_modules(model))
+    if lacking := sorted(key for key in report["missing_keys"] if not (fresh and key.startswith(fresh))):
+        made_for = head.auto_class.removeprefix("AutoModelFor")
+        raise ArtifactError(
+            f"model '{name}': has no weights for {lacking[:3]}. The folder is not whole, or is no model for {made_for}."
+        )
+    return cast("PreTrainedModel", model)
+
+
+def auto_class(head: Head, config: PreTrainedConfig) -> Any:
+    """Transformers' auto class for a head.
+
+    A multimodal model that is tuned on text keeps its own class: the class for text would drop its other tensors.
+    """
+    import transformers
+
+    name = head.auto_class
+    if name == "AutoModelForCausalLM" and config.get_text_config() is not config:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        name = (
+            "AutoModelForImageTextToText" if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else name
+        )
+    kind = getattr(transformers, name)
+    if type(config) not in kind._model_mapping:
+        what = name.removeprefix("AutoModelFor")
+        message = f"transformers has no {what} class for {config.model_type} models. Choose another model or objective."
+        raise RecipeError([Problem("objective.name", message)])
+    return kind
+
+
+def with_head(config: PreTrainedConfig, head: Head) -> PreTrainedConfig:
+    """The configuration with the head's labels, problem and padding written into it."""
+    if not head.fresh:
+        return config
+    if head.labels:
+        config.id2label = dict(enumerate(head.labels))
+        config.label2id = {label: number for number, label in enumerate(head.labels)}
+    else:
+        config.num_labels = 1
+    if head.problem is not None:
+        config.problem_type = head.problem
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = head.pad_id
+    return config
+
+
+def family_of(config: PreTrainedConfig) -> str:
+    """`decoder`, `encoder` or `encoder_decoder`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if config.is_encoder_decoder:
+        return "encoder_decoder"
+    return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
 
 
 def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -151,18 +248,17 @@ def limit_of(config: PreTrainedConfig) -> int | None:
 
 
 def look_at_model(
-    base: Base, auto_class: str, method: Method, tokenizer: PreTrainedTokenizerBase, fingerprint: str
+    base: Base, head: Head, method: Method, tokenizer: PreTrainedTokenizerBase, fingerprint: str
 ) -> ModelFacts:
     """Count parameters on the meta device, with the method attached, without loading a weight."""
     import torch
-    import transformers
 
-    config = load_config(base)
-    auto = getattr(transformers, auto_class)
+    config = with_head(load_config(base), head)
     with torch.device("meta"):
-        model = auto.from_config(config)
+        model = auto_class(head, config).from_config(config)
     model.config._name_or_path = base.reference
     adapted = targets.table(method.target_shapes(model))
+    quantised = method.quantised_parameters(model)
     attached = method.skeleton().attach(model.requires_grad_(False), tokenizer)
     total, trainable = count_parameters(attached)
     text = config.get_text_config()
@@ -177,6 +273,8 @@ def look_at_model(
         trainable_parameters=trainable,
         fingerprint=fingerprint,
         targets=tuple(adapted),
+        family=family_of(config),
+        quantised_parameters=quantised,
     )
 
 
@@ -263,6 +361,11 @@ def _explained(base: Base) -> Iterator[None]:
     """What transformers says about a missing or refused model, in one line."""
     try:
         yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        message = f"model '{base.name}' ends in a head of another size. Name the base model it was tuned from instead."
+        raise ArtifactError(message) from error
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         where = "is no folder here and cannot be had from the hub" if base.kind == "hub" else "cannot be loaded"

@@ -251,6 +251,12 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
 
 def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> bool:
     asked = recipe.train.activation_checkpointing
+    reason = recipe.method.checkpointing_constraint()
+    if reason is not None:
+        if asked is True:
+            raise RecipeError([Problem("train.activation_checkpointing", f"{reason}. Set it to false.")])
+        decide("activation_checkpointing", False, reason)
+        return False
     if asked != "auto":
         decide("activation_checkpointing", asked, source("train.activation_checkpointing"))
         return asked
@@ -298,15 +304,17 @@ def estimate_memory(
     tokens = micro_batch_size * min(facts.data.longest, values["max_length"])
     element = BYTES[values["precision"]]
     trainable = model.trainable_parameters
-    frozen = model.total_parameters - trainable
+    bits = recipe.method.quantised_bits or 0.0
+    plain = model.total_parameters - trainable - model.quantised_parameters
+    predicts_tokens = recipe.objective.encoding not in ("row_labels", "token_labels")
     per_layer = element * (2 if checkpointing else SAVED_PER_LAYER)
     return {
-        "frozen weights": frozen * BYTES[values["frozen_dtype"]],
+        "frozen weights": int(plain * BYTES[values["frozen_dtype"]] + model.quantised_parameters * bits / 8),
         "trainable weights": trainable * 4,
         "gradients": trainable * 4,
         "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
         "activations": int(tokens * model.width * model.num_layers * per_layer),
-        "logits": tokens * model.vocabulary * (element + 16),
+        "logits": tokens * model.vocabulary * (element + 16) if predicts_tokens else 0,
     }
 
 
@@ -341,7 +349,7 @@ def _decide_cadences(recipe: Recipe, facts: Facts, source: Where, decide: Decide
     decide("generate_every", *cadence("eval.generate_every", recipe.eval.generate_every, held))
     decide("eval_batch_size", values["micro_batch_size"], "as large as a micro-batch")
     if recipe.eval.metrics == "auto":
-        decide("metrics", recipe.objective.likelihood_metrics, "auto: what one forward pass yields")
+        decide("metrics", recipe.objective.forward_metrics, "auto: what one forward pass yields")
     else:
         decide("metrics", tuple(dict.fromkeys(["loss", *recipe.eval.metrics])), source("eval.metrics"))
     decide("checkpoint_every", *cadence("checkpoint.every", recipe.checkpoint.every))

@@ -40,13 +40,20 @@ Share = Annotated[str, _checked(parse_share)]
 Cadence = Annotated[int, Field(ge=1)] | Share
 Split = Annotated[str, _checked(Slice.parse)]
 
-FORMATS = ("text", "prompt_completion", "instruction", "chat")
-Format = Literal["auto", "text", "prompt_completion", "instruction", "chat"]
+Format = Literal[
+    "auto", "text", "prompt_completion", "instruction", "chat", "pairs", "classification", "multi_label", "regression",
+    "token_labels",
+]  # fmt: skip
 COLUMNS = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion", "system"),
     "instruction": ("instruction", "input", "output", "system"),
     "chat": ("messages",),
+    "pairs": ("source", "target"),
+    "classification": ("text", "text_pair", "label"),
+    "multi_label": ("text", "text_pair", "labels"),
+    "regression": ("text", "text_pair", "label"),
+    "token_labels": ("tokens", "tags"),
 }
 """Our names for the columns of each format; the first of them is always required."""
 

@@ -17,7 +17,7 @@ from ftune import drift, finish, provenance
 from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
 from ftune.drift import data_files
 from ftune.errors import ArtifactError, DivergedError, Interrupted, Problem, RecipeError
-from ftune.evaluation import exact_match, likelihood_scores, mean_loss, predict, row_losses
+from ftune.evaluation import forward_scores, mean_loss, predict, row_losses, text_scores
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.loop import StepResult, train_steps, training_module
@@ -146,11 +146,12 @@ def _open(
     accelerator.wait_for_everyone()
     listener.phase("loading the model", 0, 0)
     recipe = loaded.recipe
-    model = attached(prepared.start, recipe, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
+    model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
     stop.check()
     if plan.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    module = accelerator.prepare_model(training_module(model, recipe.objective))
+    objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
+    module = accelerator.prepare_model(training_module(model, objective))
     optimizer = build_optimizer(plan, recipe.method, model)
     run = Run(loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState())
     if recipe.method.storage_constraint() is not None:
@@ -168,9 +169,8 @@ def _write_head(disk: Store, loaded: Loaded, prepared: Prepared, plan: Plan, *, 
             disk.remove(name)
     there = sum(file.stat().st_size for file in (disk.root / "checkpoints").rglob("*") if file.is_file())
     disk.require_space(max(plan.checkpoint_bytes, plan.disk_bytes - there), "this run")
-    record = record_json(loaded.recipe, loaded.folder, prepared.facts.model.fingerprint)
     disk.write_text("recipe.yaml", loaded.text)
-    disk.write_json("resolved.json", record)
+    disk.write_json("resolved.json", record_json(prepared.record))
     disk.write_json("plan.json", plan.to_json())
     begun = disk.root / "run.json"
     if begun.is_file():
@@ -243,6 +243,7 @@ def _train(run: Run) -> None:
         objective=run.loaded.recipe.objective,
         examples=run.prepared.dataset.train.examples,
         pad_id=pad_id_of(run.prepared.tokenizer),
+        draw=run.prepared.draw,
         first_step=state.step,
         interrupted=lambda: run.stop.set,
     )
@@ -351,13 +352,14 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
             accelerator=run.accelerator,
             pad_id=pad_id,
             batch_size=plan.eval_batch_size,
+            draw=run.prepared.draw,
             tick=tick,
         )
     except DivergedError as error:
         raise DivergedError(f"evaluation after step {run.state.step}: {error}") from error
-    metrics = {name: score.value for name, score in likelihood_scores(losses, plan.metrics, intervals=False).items()}
-    metrics["loss"] = mean_loss(losses)
-    if generate and "exact_match" in plan.metrics:
+    objective, labels = run.loaded.recipe.objective, run.prepared.dataset.labels
+    scores = forward_scores(losses, objective, labels, plan.metrics, intervals=False)
+    if generate and set(plan.metrics) & set(objective.generation_metrics):
         answers = predict(
             run.model,
             split.samples,
@@ -367,7 +369,8 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
             batch_size=plan.eval_batch_size,
             tick=tick,
         )
-        metrics["exact_match"] = exact_match(answers, intervals=False).value
+        scores |= text_scores(answers, plan.metrics, intervals=False)
+    metrics = {name: score.value for name, score in scores.items()} | {"loss": mean_loss(losses)}
     run.log("eval", **metrics)
     run.listener.evaluated(run.state.step, metrics)
     return metrics

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ftune.data.build import Tick, encode_split, read_samples
+from ftune.data.build import Encoder, Tick, encode_split, read_samples
 from ftune.data.read import Row
 from ftune.data.shape import Sample, Turn
 from ftune.device import build_accelerator, torch_dtype
@@ -18,7 +18,7 @@ from ftune.evaluation import Prediction, Scores, generate
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
 from ftune.load import load_recipe
-from ftune.model import limit_of
+from ftune.model import family_of, limit_of
 from ftune.plan import Runtime, choose_frozen_dtype, choose_max_length, choose_precision
 from ftune.recipe import Data, Recipe
 from ftune.target import SIDECAR, Record, Target, kind_of, open_target, read_record
@@ -82,17 +82,29 @@ def evaluate(
     target, record, runtime = open_scorable(path, overrides)
     recipe = record.recipe
     data, name = _chosen_split(recipe.data, split, data_file)
-    samples = read_samples(data, record.folder, seed=recipe.seed, max_eval_rows=recipe.eval.max_rows, tick=tick)
+    samples = read_samples(
+        data,
+        record.folder,
+        accepted=recipe.objective.formats,
+        seed=recipe.seed,
+        max_eval_rows=recipe.eval.max_rows,
+        tick=tick,
+    )
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
     rows = rows[:max_rows]
-    max_length, _ = choose_max_length(recipe, limit_of(target.model.config))
-    encoded = encode_split(name, rows, data, target.renderer, max_length=max_length, tick=tick)
+    config = target.model.config
+    max_length, _ = choose_max_length(recipe, limit_of(config))
+    encoder = Encoder(
+        data, recipe.objective, target.renderer, max_length, record.labels, family_of(config) == "encoder_decoder"
+    )
+    encoded = encode_split(name, rows, encoder, tick=tick)
     scores, predictions = score_target(
         target,
         encoded,
         metrics=_known_metrics(recipe, metrics),
         accelerator=build_accelerator(runtime),
         batch_size=batch_size,
+        draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None,
         tick=lambda done, total: tick("scoring", done, total),
     )
     seconds = time.monotonic() - started
@@ -153,14 +165,14 @@ def _known_metrics(recipe: Recipe, asked: Sequence[str] | None) -> tuple[str, ..
         RecipeError: the objective has no such metric.
     """
     objective = recipe.objective
-    known = (*objective.likelihood_metrics, *objective.generation_metrics)
+    known = (*objective.forward_metrics, *objective.generation_metrics)
     if asked:
         unknown = [name for name in asked if name not in known]
         if unknown:
             message = f"{unknown[0]!r} is no metric of {objective.name}.{suggestion(unknown[0], known)}"
             raise RecipeError([Problem("", message, "--metrics")])
         return tuple(asked)
-    return objective.likelihood_metrics if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
+    return objective.forward_metrics if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
 
 
 def _baseline(path: Path, split: str) -> dict[str, float]:

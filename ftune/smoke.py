@@ -18,7 +18,8 @@ from ftune.errors import MachineError
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.merging import merge
-from ftune.model import Base, find_base, load_config, load_tokenizer
+from ftune.model import Base, auto_class, find_base, load_config, load_tokenizer
+from ftune.objectives import Head
 from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources
 from ftune.run import train
@@ -95,7 +96,8 @@ def smoke(loaded: Loaded, folder: Path, *, listener: Listener, stop: StopFlag) -
     stage("eval", evaluated)
     if small.recipe.method.mergeable:
         stage("merge", merged)
-    stage("generate", generated)
+    if small.recipe.objective.generation_metrics:
+        stage("generate", generated)
     return stages
 
 
@@ -152,11 +154,13 @@ def _tiny_model(recipe: Recipe, recipe_folder: Path, folder: Path) -> str:
     except MachineError:
         return f"builtin:tiny-{_guess_family(base)}"
     import torch
-    import transformers
 
     _shrink(config)
     torch.manual_seed(builtin.SEED)
-    model = getattr(transformers, recipe.objective.auto_class).from_config(config)
+    head = recipe.objective.head((), 0)
+    if recipe.objective.encoding in ("row_labels", "token_labels"):
+        head = Head("AutoModel")  # the run draws the head, and knows its labels
+    model = auto_class(head, config).from_config(config)
     target = folder / "tiny"
     model.save_pretrained(target)
     tokenizer.save_pretrained(str(target))

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ftune.data.build import read_samples
 from ftune.data.order import derived_seed
 from ftune.data.render import Renderer
 from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
 from ftune.load import Loaded, load_recipe, parse_recipe
 from ftune.manifest import MANIFEST, sha256_of, verify
-from ftune.methods import Method
-from ftune.model import Base, cast_weights, find_base, load_config, load_model, load_tokenizer, load_trainable
+from ftune.model import (
+    Base,
+    cast_weights,
+    family_of,
+    find_base,
+    load_config,
+    load_model,
+    load_tokenizer,
+    load_trainable,
+    reloaded,
+)
 from ftune.model import fingerprint_of as base_fingerprint
+from ftune.objectives import Head
+from ftune.objectives.causal_lm import CausalLM
+from ftune.objectives.seq2seq_lm import Seq2SeqLM
 from ftune.plan import Plan
 from ftune.recipe import Model, Recipe
 
@@ -34,14 +48,14 @@ class Start:
         base: the model that is loaded.
         tokenizer_base: where the tokenizer is.
         adapter: an adapter to merge into the base, of a run that is continued from.
-        adapter_method: the method that made it.
+        record: what that adapter says of itself.
         underneath: the start of that run.
     """
 
     base: Base
     tokenizer_base: Base
     adapter: Path | None = None
-    adapter_method: Method | None = None
+    record: Record | None = None
     underneath: Start | None = None
 
     def fingerprint(self) -> str:
@@ -53,11 +67,23 @@ class Start:
 
 @dataclass(frozen=True)
 class Record:
-    """What an artefact or a run says of itself: the recipe, the folder its paths start from, and the base."""
+    """What an artefact or a run says of itself.
+
+    Args:
+        recipe: all of it.
+        folder: where its paths start from.
+        base_fingerprint: identity of the base.
+        labels: of its classification head.
+    """
 
     recipe: Recipe
     folder: Path
     base_fingerprint: str
+    labels: tuple[str, ...] = ()
+
+    def head(self, tokenizer: PreTrainedTokenizerBase) -> Head:
+        """What its model ends in."""
+        return self.recipe.objective.head(self.labels, pad_id_of(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -112,19 +138,24 @@ def start_of(model: Model, folder: Path) -> Start:
     if record.recipe.method.standalone:
         return Start(own, own)
     below = start_of(record.recipe.model, record.folder)
-    return Start(below.base, own, result, record.recipe.method, below)
+    return Start(below.base, own, result, record, below)
 
 
-def load_start(start: Start, auto_class: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """Weights before the method is attached, in `dtype`."""
-    if start.adapter is None or start.adapter_method is None or start.underneath is None:
-        return load_model(start.base, auto_class, dtype, seed)
+def load_start(
+    start: Start, head: Head, dtype: torch.dtype, seed: int, options: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """Weights before the method is attached, in `dtype`; `options` are of the method."""
+    if start.adapter is None or start.record is None or start.underneath is None:
+        return load_model(start.base, head, dtype, seed, options=options)
     import torch
 
-    below = load_start(start.underneath, auto_class, torch.float32, seed)
-    merged = start.adapter_method.merge(start.adapter_method.load(below, start.adapter))
+    method, own_head = start.record.recipe.method, start.record.head(load_tokenizer(start.tokenizer_base))
+    below = load_start(start.underneath, own_head, torch.float32, seed, method.load_options(torch.float32))
+    merged = method.merge(method.load(below, start.adapter))
     merged.config._name_or_path = str(start.adapter)
     cast_weights(merged, dtype)
+    if options or own_head != head:
+        return reloaded(merged, head, dtype, seed, options)
     return merged.eval().requires_grad_(False)
 
 
@@ -138,21 +169,23 @@ def read_record(path: Path) -> Record:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         recipe, problems = parse_recipe(stored["recipe"])
         folder, fingerprint = Path(stored["folder"]), str(stored["base_fingerprint"])
+        labels = tuple(map(str, stored["labels"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{path}: cannot be read: {error}. The folder is no artefact of ftune, or damaged."
         raise ArtifactError(message) from error
     if recipe is None or problems:
         raise ArtifactError(f"{path}: holds a recipe this version cannot read: {problems[0]}")
-    return Record(recipe, folder, fingerprint)
+    return Record(recipe, folder, fingerprint, labels)
 
 
-def record_json(recipe: Recipe, folder: Path, fingerprint: str) -> dict[str, Any]:
+def record_json(record: Record) -> dict[str, Any]:
     """What `read_record` reads."""
     return {
         "format": 1,
-        "recipe": recipe.model_dump(mode="json"),
-        "folder": str(folder.absolute()),
-        "base_fingerprint": fingerprint,
+        "recipe": record.recipe.model_dump(mode="json"),
+        "folder": str(record.folder.absolute()),
+        "base_fingerprint": record.base_fingerprint,
+        "labels": list(record.labels),
     }
 
 
@@ -202,14 +235,16 @@ def open_target(path: Path, dtype: torch.dtype | None = None, overrides: tuple[s
         return _open_checkpoint(path, dtype)
     if kind == "artefact":
         return _open_artefact(path, kind, path, None, dtype)
-    base = find_base(Model(name=str(path.absolute())), Path())
-    return _assembled(path, kind, _loaded(base, dtype), load_tokenizer(base), None, None, None)
+    return _open_plain(path, dtype)
 
 
-def _loaded(base: Base, dtype: torch.dtype | None, auto_class: str = "AutoModelForCausalLM") -> PreTrainedModel:
+def _open_plain(path: Path, dtype: torch.dtype | None) -> Target:
     import torch
 
-    return load_model(base, auto_class, dtype or torch.float32, seed=0)
+    base = find_base(Model(name=str(path.absolute())), Path())
+    head = Seq2SeqLM().head((), 0) if family_of(load_config(base)) == "encoder_decoder" else CausalLM().head((), 0)
+    model = load_model(base, head, dtype or torch.float32, seed=0)
+    return _assembled(path, "model", model, load_tokenizer(base), None, None)
 
 
 def _open_recipe(path: Path, loaded: Loaded, dtype: torch.dtype | None) -> Target:
@@ -217,10 +252,22 @@ def _open_recipe(path: Path, loaded: Loaded, dtype: torch.dtype | None) -> Targe
 
     recipe = loaded.recipe
     start = start_of(recipe.model, loaded.folder)
-    model = load_start(start, recipe.objective.auto_class, dtype or torch.float32, recipe.seed)
-    record = Record(recipe, loaded.folder, start.fingerprint())
+    record = Record(recipe, loaded.folder, start.fingerprint(), _labels_of(loaded))
     tokenizer = load_tokenizer(start.tokenizer_base)
-    return _assembled(path, "recipe", model, tokenizer, recipe.data.template, record, None)
+    model = load_start(start, record.head(tokenizer), dtype or torch.float32, recipe.seed)
+    return _assembled(path, "recipe", model, tokenizer, record, None)
+
+
+def _labels_of(loaded: Loaded) -> tuple[str, ...]:
+    """Labels of the recipe's training rows, where its objective has any."""
+    recipe = loaded.recipe
+    if recipe.objective.encoding not in ("row_labels", "token_labels"):
+        return ()
+    kinds = recipe.objective.formats
+    samples = read_samples(
+        recipe.data, loaded.folder, accepted=kinds, seed=recipe.seed, max_eval_rows=1, tick=lambda *_: None
+    )
+    return samples.labels
 
 
 def _open_artefact(path: Path, kind: str, folder: Path, plan: Plan | None, dtype: torch.dtype | None) -> Target:
@@ -232,14 +279,17 @@ def _open_artefact(path: Path, kind: str, folder: Path, plan: Plan | None, dtype
     record = read_record(folder / SIDECAR)
     recipe = record.recipe
     own = Base(str(path), "folder", str(folder.resolve()))
+    tokenizer = load_tokenizer(own)
+    head = record.head(tokenizer)
     plain = (folder / "config.json").is_file()
     chosen = dtype or (torch.float32 if plan is None else torch_dtype(plan.frozen_dtype))
     if plain:
-        model: torch.nn.Module = load_model(own, recipe.objective.auto_class, chosen, recipe.seed)
+        model: torch.nn.Module = load_model(own, head, chosen, recipe.seed, whole=True)
     else:
         start = checked_start(record, path)
-        model = recipe.method.load(load_start(start, recipe.objective.auto_class, chosen, recipe.seed), folder)
-    return _assembled(path, kind, model, load_tokenizer(own), recipe.data.template, record, plan)
+        base = load_start(start, head, chosen, recipe.seed, recipe.method.load_options(chosen))
+        model = recipe.method.load(base, folder)
+    return _assembled(path, kind, model, tokenizer, record, plan)
 
 
 def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
@@ -252,18 +302,18 @@ def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
     plan, record = _plan_of(run), read_record(run / "resolved.json")
     start = checked_start(record, run)
     tokenizer = load_tokenizer(start.tokenizer_base)
-    recipe = record.recipe
-    recipe.method.prepare_tokenizer(tokenizer)
-    model = attached(start, recipe, tokenizer, dtype or torch_dtype(plan.frozen_dtype))
+    record.recipe.method.prepare_tokenizer(tokenizer)
+    model = attached(start, record, tokenizer, dtype or torch_dtype(plan.frozen_dtype))
     load_trainable(model, load_file(path / "weights.safetensors"))
-    return _assembled(path, "checkpoint", model.eval(), tokenizer, recipe.data.template, record, plan)
+    return _assembled(path, "checkpoint", model.eval(), tokenizer, record, plan)
 
 
-def attached(start: Start, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> torch.nn.Module:
+def attached(start: Start, record: Record, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> torch.nn.Module:
     """The model as training begins: base weights, the method attached under the seed, fp32 for what learns."""
     import torch
 
-    model = load_start(start, recipe.objective.auto_class, dtype, recipe.seed)
+    recipe = record.recipe
+    model = load_start(start, record.head(tokenizer), dtype, recipe.seed, recipe.method.load_options(dtype))
     torch.manual_seed(derived_seed("attach", recipe.seed))
     module = recipe.method.attach(model, tokenizer)
     for parameter in module.parameters():
@@ -300,8 +350,8 @@ def _assembled(
     kind: str,
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    template: str | None,
     record: Record | None,
     plan: Plan | None,
 ) -> Target:
+    template = None if record is None else record.recipe.data.template
     return Target(path, kind, model.eval(), tokenizer, Renderer(tokenizer, template), record, plan)

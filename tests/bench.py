@@ -33,6 +33,7 @@ class Bench:
             objective=self.objective,
             examples=self.prepared.dataset.train.examples,
             pad_id=pad_id_of(self.prepared.tokenizer),
+            draw=self.prepared.draw,
             first_step=first,
             interrupted=lambda: False,
         )
@@ -46,7 +47,12 @@ class Bench:
         from ftune.evaluation import row_losses
         from ftune.target import pad_id_of
 
-        settings = {"batch_size": 4, "tick": lambda done, total: None, "pad_id": pad_id_of(self.prepared.tokenizer)}
+        settings = {
+            "batch_size": 4,
+            "draw": self.prepared.draw,
+            "tick": lambda done, total: None,
+            "pad_id": pad_id_of(self.prepared.tokenizer),
+        }
         examples = self.prepared.dataset.train.examples
         return row_losses(
             self.module, examples, objective=self.objective, accelerator=self.accelerator, **{**settings, **options}
@@ -64,7 +70,7 @@ def bench(loaded: Loaded) -> Bench:
     prepared = prepare(loaded, lambda what, done, total: None)
     plan = prepared.plan
     accelerator = build_accelerator(plan.runtime)
-    model = attached(prepared.start, loaded.recipe, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
+    model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
     if plan.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     module = accelerator.prepare_model(training_module(model, loaded.recipe.objective))

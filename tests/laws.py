@@ -249,7 +249,7 @@ def start_model(loaded: Loaded) -> Any:
     from ftune.target import load_start, start_of
 
     start = start_of(loaded.recipe.model, loaded.folder)
-    return load_start(start, loaded.recipe.objective.auto_class, torch.float32, loaded.recipe.seed)
+    return load_start(start, loaded.recipe.objective.head((), 256), torch.float32, loaded.recipe.seed)
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:

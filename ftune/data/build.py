@@ -6,13 +6,18 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ftune.data import split as splits
 from ftune.data.encode import Example, Report, encode_all
+from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
+from ftune.data.encode_pairs import encode_pairs, encode_windows
+from ftune.data.labelled import label_names
 from ftune.data.read import read_source
 from ftune.data.render import Renderer, template_columns
 from ftune.data.shape import Sample, detect_format, to_sample
 from ftune.errors import DataError, RowProblem
+from ftune.objectives import Objective
 from ftune.quantities import is_share, parse_share
 from ftune.recipe import Data, Source, sources
 
@@ -35,11 +40,18 @@ class Split:
     report: Report
 
     @property
+    def hides(self) -> bool:
+        """Whether an objective hides parts of these rows: plain texts, neither with an answer nor with a label."""
+        return all(example.answer is None and example.labels is None for example in self.examples)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all token ids and masks in order: equal when, and only when, training would see the same."""
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(len(example.ids).to_bytes(4, "little") + example.ids.tobytes() + example.is_target.tobytes())
+            for part in (example.answer, example.labels):
+                digest.update(b"" if part is None else part.tobytes())
         return digest.hexdigest()
 
 
@@ -54,20 +66,46 @@ class Samples:
     duplicates: list[Sample]
     overlap: int
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every label of the training rows, in the order of a model's outputs."""
+        return label_names(sample.label for sample in self.train)
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """All splits of a recipe, encoded; `eval` and `test` are None where the recipe has none."""
+    """All splits of a recipe, encoded; `eval` and `test` are None where the recipe has none.
+
+    `labels` are the names of a classification head's outputs, empty without one.
+    """
 
     train: Split
     eval: Split | None
     test: Split | None
     formats: tuple[str, ...]
     template: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Training rows that have each label."""
+        given = [sample.label for sample in self.train.samples]
+        each = [names if isinstance(names, tuple) else (names,) for names in given]
+        return {label: sum(label in names for names in each) for label in self.labels}
 
 
-def read_samples(data: Data, folder: Path, *, seed: int, max_eval_rows: int | None, tick: Tick) -> Samples:
+def read_samples(
+    data: Data, folder: Path, *, accepted: frozenset[str], seed: int, max_eval_rows: int | None, tick: Tick
+) -> Samples:
     """Read and check every row of a recipe; needs no tokenizer.
+
+    Args:
+        data: what the recipe says.
+        folder: the recipe's.
+        accepted: formats that the objective learns from.
+        seed: chooses held-out rows.
+        max_eval_rows: at most so many of them are kept.
+        tick: hears of progress.
 
     Raises:
         DataError: rows that cannot be read, by file and row.
@@ -76,7 +114,7 @@ def read_samples(data: Data, folder: Path, *, seed: int, max_eval_rows: int | No
     problems: list[RowProblem] = []
 
     def read(blocks: list[Source]) -> list[Sample]:
-        return _read(data, blocks, folder, formats, problems, tick)
+        return _read(data, blocks, folder, accepted, formats, problems, tick)
 
     train, test = read(sources(data.train)), read(sources(data.test))
     held = [] if is_share(data.eval) else read(sources(data.eval))
@@ -92,7 +130,13 @@ def read_samples(data: Data, folder: Path, *, seed: int, max_eval_rows: int | No
 
 
 def _read(
-    data: Data, blocks: Sequence[Source], folder: Path, formats: list[str], problems: list[RowProblem], tick: Tick
+    data: Data,
+    blocks: Sequence[Source],
+    folder: Path,
+    accepted: frozenset[str],
+    formats: list[str],
+    problems: list[RowProblem],
+    tick: Tick,
 ) -> list[Sample]:
     """Samples of the good rows; `formats` and `problems` grow."""
     samples: list[Sample] = []
@@ -108,7 +152,7 @@ def _read(
                 problems.append(row)
                 continue
             if chosen == "auto":
-                chosen = detect_format(list(row.values), mapping, row.file)
+                chosen = detect_format(list(row.values), mapping, row.file, accepted)
             unseen -= row.values.keys()
             sample = to_sample(row, chosen, mapping, shown)
             if isinstance(sample, Sample):
@@ -127,23 +171,27 @@ def build_data(
     data: Data,
     folder: Path,
     renderer: Renderer,
+    objective: Objective,
     *,
     max_length: int,
     seed: int,
     max_eval_rows: int | None,
+    encoder_decoder: bool,
     tick: Tick,
 ) -> Dataset:
-    """Read, split and encode.
+    """Read, split and encode, for a model that may be an encoder-decoder.
 
     Raises:
         DataError: rows that cannot be read, rendered or fitted, or nothing is left to learn.
     """
-    samples = read_samples(data, folder, seed=seed, max_eval_rows=max_eval_rows, tick=tick)
+    samples = read_samples(data, folder, accepted=objective.formats, seed=seed, max_eval_rows=max_eval_rows, tick=tick)
+    labels = samples.labels
     problems: list[RowProblem] = []
+    encoder = Encoder(data, objective, renderer, max_length, labels, encoder_decoder)
 
     def encoded(name: str, rows: list[Sample]) -> Split | None:
         try:
-            return encode_split(name, rows, data, renderer, max_length=max_length, tick=tick) if rows else None
+            return encode_split(name, rows, encoder, tick=tick) if rows else None
         except DataError as error:
             if not error.problems:
                 raise
@@ -155,25 +203,57 @@ def build_data(
         raise DataError(problems=problems)
     _note(train.report, samples)
     template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
-    return Dataset(train, held, test, samples.formats, template)
+    return Dataset(train, held, test, samples.formats, template, labels)
 
 
-def encode_split(
-    name: str, rows: list[Sample], data: Data, renderer: Renderer, *, max_length: int, tick: Tick
-) -> Split:
-    """Encode the rows of one split as `data` says.
+@dataclass(frozen=True)
+class Encoder:
+    """How samples become examples.
+
+    Args:
+        data: supervised part, overlong policy.
+        objective: kind of example.
+        renderer: of the model's tokenizer.
+        max_length: in tokens.
+        labels: names of the head's outputs.
+        encoder_decoder: whether the model is one.
+    """
+
+    data: Data
+    objective: Objective
+    renderer: Renderer
+    max_length: int
+    labels: tuple[str, ...]
+    encoder_decoder: bool
+
+    def encode(self, rows: list[Sample], tick: Callable[[int], None]) -> tuple[list[Example], Report]:
+        """Examples in the order of `rows`, and what became of each.
+
+        Raises:
+            DataError: rows that cannot be rendered or fitted, or that do not belong together.
+        """
+        data, kind = self.data, self.objective.encoding
+        sizes: dict[str, Any] = {"max_length": self.max_length, "overlong": data.overlong, "tick": tick}
+        if kind == "next_token":
+            return encode_all(rows, self.renderer, train_on=data.train_on, **sizes)
+        if kind in ("row_labels", "token_labels"):
+            how = Labelling(self.renderer, self.labels, self.max_length, data.overlong, self.encoder_decoder)
+            if kind == "row_labels":
+                return encode_row_labels(rows, how, tick)
+            return encode_token_labels(rows, how, self.objective.label_at, tick)
+        answered = sum(bool(sample.turns) for sample in rows)
+        if 0 < answered < len(rows):
+            raise DataError(f"{answered} rows have an answer and {len(rows) - answered} are plain text. Use one kind.")
+        return encode_pairs(rows, self.renderer, **sizes) if answered else encode_windows(rows, self.renderer, **sizes)
+
+
+def encode_split(name: str, rows: list[Sample], encoder: Encoder, *, tick: Tick) -> Split:
+    """Encode the rows of one split.
 
     Raises:
         DataError: rows that cannot be rendered or fitted, or none is left to learn from.
     """
-    examples, report = encode_all(
-        rows,
-        renderer,
-        train_on=data.train_on,
-        max_length=max_length,
-        overlong=data.overlong,
-        tick=lambda done: tick(f"tokenising {name}", done, len(rows)),
-    )
+    examples, report = encoder.encode(rows, lambda done: tick(f"tokenising {name}", done, len(rows)))
     if not examples:
         raise DataError(f"data.{name}: no row is left to learn from: {report.dropped}. See data.overlong.")
     return Split(examples, rows, report)

@@ -30,10 +30,14 @@ class Example:
 
     Args:
         ids: int32 token ids, [T].
-        is_target: bool, [T]; token t is to be predicted from those before it. The first never is.
+        is_target: bool; what enters the loss, of the shape of `answer` or `labels` where there is one. Else [T]: token
+            t is to be predicted from those before it, and the first never is.
         num_bytes: UTF-8 bytes of the text that the targets spell; special tokens around it and of templates have none.
         file: where the row came from.
         number: its line or row, from 1.
+        answer: int32 ids that a decoder writes after an encoder read `ids`, [N].
+        labels: int32 label of each token, [T], or of the row, [1]; float32 number of the row, [1], or 0 and 1, [K].
+        features: float32 features of a frozen body instead of tokens, [D] or [N, D].
     """
 
     ids: np.ndarray
@@ -41,11 +45,19 @@ class Example:
     num_bytes: int
     file: str
     number: int
+    answer: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    features: np.ndarray | None = None
 
     @property
     def num_targets(self) -> int:
         """Positions that enter the loss."""
         return int(self.is_target.sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model reads, of the text and of an answer."""
+        return len(self.ids) + (0 if self.answer is None else len(self.answer))
 
     @property
     def place(self) -> str:
@@ -67,6 +79,12 @@ class Report:
     targets: int = 0
     longest: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def count(self, examples: Sequence[Example]) -> None:
+        """Note how much there is to train on."""
+        self.tokens = sum(example.num_tokens for example in examples)
+        self.targets = sum(example.num_targets for example in examples)
+        self.longest = max((example.num_tokens for example in examples), default=0)
 
     def drop(self, reason: str, place: str) -> None:
         """Count one row that is not trained on."""
@@ -132,9 +150,7 @@ def encode_all(
             f"{merged} rows: one token spells the end of the prompt and the start of the answer, so a prompt alone is "
             "tokenised otherwise. End prompts without a space, and begin answers with one."
         )
-    report.tokens = sum(len(example.ids) for example in examples)
-    report.targets = sum(example.num_targets for example in examples)
-    report.longest = max((len(example.ids) for example in examples), default=0)
+    report.count(examples)
     return examples, report
 
 
@@ -149,7 +165,7 @@ def _tokenised(
             problems.append(sample.row.problem(f"{str(error).rstrip('.')}."))
     if not rendered:
         return
-    with _whole_offsets(renderer.tokenizer):
+    with whole_offsets(renderer.tokenizer):
         encoded = renderer.tokenizer(
             [item.text for _, item in rendered],
             add_special_tokens=False,
@@ -162,7 +178,7 @@ def _tokenised(
 
 
 @contextmanager
-def _whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Without its post-processor, which here would only trim the spaces off the places of tokens, as Llama 3's does."""
     core = tokenizer.backend_tokenizer
     kept = core.post_processor

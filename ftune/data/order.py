@@ -8,7 +8,7 @@ place where a run was cut changes what a step learns from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,19 +50,37 @@ class Window:
     @property
     def num_tokens(self) -> int:
         """Tokens, without pads, of the window over all ranks."""
-        return sum(len(example.ids) for batch in self.micro_batches for example in batch)
+        return sum(example.num_tokens for batch in self.micro_batches for example in batch)
 
     def of_rank(self, rank: int, num_ranks: int) -> list[tuple[int, tuple[Example, ...]]]:
         """This rank's micro-batches with their number in the window. A rank may have none."""
         return [(i, batch) for i, batch in enumerate(self.micro_batches) if i % num_ranks == rank]
 
 
-def window(examples: Sequence[Example], step: int, *, batch_size: int, micro_batch_size: int, seed: int) -> Window:
-    """The window of `step`. Inside it, examples are sorted by length, so that little is padded."""
+Draw = Callable[[Example, int], Example]
+"""What an objective hides of an example, as a function of a seed."""
+
+
+def window(
+    examples: Sequence[Example],
+    step: int,
+    *,
+    batch_size: int,
+    micro_batch_size: int,
+    seed: int,
+    draw: Draw | None = None,
+) -> Window:
+    """The window of `step`. Inside it, examples are sorted by length, so that little is padded.
+
+    What `draw` hides depends on (seed, epoch, example): another epoch hides something else.
+    """
     per_epoch = steps_per_epoch(len(examples), batch_size)
     epoch, position = divmod(step, per_epoch)
     chosen = permutation(seed, epoch, len(examples))[position * batch_size : (position + 1) * batch_size]
-    by_length = sorted((examples[i] for i in chosen), key=lambda example: -len(example.ids))
+    drawn = (
+        examples[i] if draw is None else draw(examples[i], derived_seed("draw", seed, epoch, int(i))) for i in chosen
+    )
+    by_length = sorted(drawn, key=lambda example: -example.num_tokens)
     starts = range(0, len(by_length), micro_batch_size)
     return Window(step, tuple(tuple(by_length[i : i + micro_batch_size]) for i in starts))
 

@@ -1,7 +1,8 @@
 """File formats: a file becomes numbered rows, or numbered complaints about what is no row.
 
 txt and md are one document a file, jsonl has one object a line, json is a list of objects, csv and tsv begin with a
-header line. Numbers are physical lines, counted from 1; of parquet and json, rows.
+header line, conll and bio have a word and its tag a line and an empty line after each sentence. Numbers are physical
+lines, counted from 1; of parquet and json, rows.
 """
 
 from __future__ import annotations
@@ -174,6 +175,23 @@ def _table(text: str, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Item]:
         first_line = reader.line_num + 1
 
 
+def _sentences(text: str) -> Iterator[Item]:
+    """First column the word, last column its tag, as in the CoNLL shared tasks."""
+    first, tokens, tags = 0, list[str](), list[str]()
+    for number, line in enumerate([*text.splitlines(), ""], start=1):
+        columns = line.split("\t") if "\t" in line.strip() else line.split()
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            if tokens:
+                yield first, {"tokens": tokens, "tags": tags}
+            tokens, tags = [], []
+        elif len(columns) < 2 or not columns[0].strip() or not columns[-1].strip():
+            yield number, f"expected a word and a tag, received {line[:80]!r}."
+        else:
+            first = number if not tokens else first
+            tokens.append(columns[0].strip())
+            tags.append(columns[-1].strip())
+
+
 def _parquet(path: Path) -> Iterator[Item]:
     import pyarrow
     import pyarrow.parquet
@@ -207,4 +225,6 @@ _WHOLE: dict[str, Callable[[str], Iterator[Item]]] = {
     ".json": _json,
     ".csv": functools.partial(_table, delimiter=",", quoting=csv.QUOTE_MINIMAL),
     ".tsv": functools.partial(_table, delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".conll": _sentences,
+    ".bio": _sentences,
 }

@@ -16,7 +16,7 @@ from ftune.errors import DataError, MachineError, RowProblem, suggestion
 from ftune.quantities import Slice
 from ftune.recipe import Source
 
-ENDINGS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+ENDINGS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".bio")
 
 
 @dataclass(frozen=True)

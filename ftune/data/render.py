@@ -97,6 +97,14 @@ class Renderer:
         start = 0 if train_on == "all" else len(prompt)
         return Rendered(text, ((start, len(text)),), special=True, ends=False)
 
+    def text(self, sample: Sample) -> str:
+        """The text of a row with labels.
+
+        Raises:
+            ValueError: the template cannot be rendered.
+        """
+        return sample.text if self.template is None else _run(self.template, sample.fields or {})
+
     def prompt(self, sample: Sample) -> str:
         """What a model is given to answer the last assistant turn of `sample`.
 
@@ -116,6 +124,12 @@ class Renderer:
         """Token ids of a rendered prompt, as training saw them; with `raw`, of a text that no template rendered."""
         ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         return [*self.missing_front(ids, special=raw or self.mode != "chat"), *ids]
+
+    def encoder_ids(self, text: str) -> list[int]:
+        """Token ids of a text for an encoder, or for its decoder to write: special tokens around it, EOS at the end."""
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
+        eos = self.tokenizer.eos_token_id
+        return ids if self.around[1] or eos is None else [*ids, int(eos)]
 
     def missing_front(self, ids: list[int], *, special: bool) -> tuple[int, ...]:
         """Special ids to put before a text: none in a chat, nor where a template wrote them already."""

@@ -1,4 +1,4 @@
-"""A row of any format becomes one shape: a list of chat turns, or a plain text.
+"""A row of any format becomes one shape: a list of chat turns, a plain text, or something with labels.
 
 This is where columns are mapped, formats detected, and rows with missing, empty or wrong fields reported.
 """
@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ftune.data.labelled import LABELLED, read_labels
 from ftune.data.read import Row
 from ftune.errors import DataError, RowProblem, suggestion
-from ftune.recipe import COLUMNS, FORMATS
+from ftune.recipe import COLUMNS
 
 Role = Literal["system", "user", "assistant", "tool"]
-OPTIONAL = {"system", "input"}
+OPTIONAL = {"system", "input", "text_pair"}
 ROLES: dict[str, Role] = {
     "system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
     "gpt": "assistant", "function_call": "assistant", "tool": "tool", "observation": "tool",
@@ -26,6 +27,11 @@ SIGNATURES = {
     "prompt_completion": [{"prompt", "completion"}],
     "instruction": [{"instruction", "output"}],
     "text": [{"text"}],
+    "pairs": [{"source", "target"}],
+    "classification": [{"text", "label"}],
+    "multi_label": [{"text", "labels"}],
+    "regression": [{"text", "label"}],
+    "token_labels": [{"tokens", "tags"}],
 }
 """Columns that give a format away."""
 
@@ -45,7 +51,10 @@ class Sample:
     Args:
         row: where it came from.
         turns: the conversation; empty for format text.
-        text: the document; empty for all other formats.
+        text: the document, or what a label belongs to; empty for conversations.
+        text_pair: a second text that the label belongs to as well.
+        label: the label, all labels, or the number, as the row has it; the tags of token_labels.
+        words: of token_labels.
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
     """
@@ -53,43 +62,55 @@ class Sample:
     row: Row
     turns: tuple[Turn, ...] = ()
     text: str = ""
+    text_pair: str = ""
+    label: str | tuple[str, ...] | float | None = None
+    words: tuple[str, ...] = ()
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
         """Rows of one group stay on one side of a split: same first question, or same document."""
-        first = next((turn.content for turn in self.turns if turn.role == "user"), self.text)
+        own = " ".join(self.words) or f"{self.text} {self.text_pair}"
+        first = next((turn.content for turn in self.turns if turn.role == "user"), own)
         return " ".join(first.split())
 
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for exact duplicates: the same words under the same template."""
         turns = ((turn.role, turn.content) for turn in self.turns)
-        return (self.text, *turns, *(repr((self.fields or {}).get(name)) for name in self.shown))
+        return (
+            self.text,
+            self.text_pair,
+            self.label,
+            self.words,
+            *turns,
+            *(repr((self.fields or {}).get(name)) for name in self.shown),
+        )
 
 
-def detect_format(columns: list[str], mapping: Mapping[str, str], file: str) -> str:
+def detect_format(columns: list[str], mapping: Mapping[str, str], file: str, accepted: frozenset[str]) -> str:
     """The one format whose columns are all here.
 
     Args:
         columns: the row's own column names.
         mapping: our names to theirs.
         file: named in the error.
+        accepted: formats that the objective learns from.
 
     Raises:
         DataError: none fits, or several do.
     """
     ours = set(columns) | set(mapping)
-    fits = [name for name in FORMATS if any(signature <= ours for signature in SIGNATURES[name])]
+    fits = [name for name in SIGNATURES if name in accepted and any(known <= ours for known in SIGNATURES[name])]
     if len(fits) > 1 and "text" in fits:
         fits.remove("text")  # a text column beside a whole conversation is its rendering
     if len(fits) == 1:
         return fits[0]
     what = f"several formats fit ({', '.join(fits)})" if fits else "no format fits"
     raise DataError(
-        f"{file}: {what} the columns {', '.join(sorted(columns))}. Set data.format, and data.columns to map "
-        "names, e.g. {prompt: question, completion: answer}."
+        f"{file}: {what} the columns {', '.join(sorted(columns))}. Set data.format ({', '.join(sorted(accepted))}), "
+        "and data.columns to map names, e.g. {prompt: question, completion: answer}."
     )
 
 
@@ -100,12 +121,14 @@ def to_sample(
 
     Args:
         row: as it was read.
-        row_format: one of `FORMATS`.
+        row_format: the name of a format.
         mapping: our names to theirs.
         shown: columns that the template shows.
     """
     if row_format == "chat":
         return _chat(row, mapping, shown)
+    if row_format in LABELLED:
+        return _labelled(row, row_format, mapping, shown)
     values = _without_nan(row.values)
     fields = dict(values)
     problems = []
@@ -124,10 +147,32 @@ def to_sample(
     if row_format == "instruction":
         prompt = f"{fields['instruction']}\n\n{fields['input']}" if fields["input"] else fields["instruction"]
         turns = (Turn("user", prompt), Turn("assistant", fields["output"]))
+    elif row_format == "pairs":
+        turns = (Turn("user", fields["source"]), Turn("assistant", fields["target"]))
     else:
         turns = (Turn("user", fields["prompt"]), Turn("assistant", fields["completion"]))
-    system = (Turn("system", fields["system"]),) if fields["system"] else ()
+    system = (Turn("system", fields["system"]),) if fields.get("system") else ()
     return Sample(row, turns=(*system, *turns), fields=fields, shown=shown)
+
+
+def _labelled(
+    row: Row, row_format: str, mapping: Mapping[str, str], shown: tuple[str, ...]
+) -> Sample | list[RowProblem]:
+    """A text, a pair of texts or words with labels. Columns that a template shows need not be called `text`."""
+    values = _without_nan(row.values)
+    texts, problems = {}, []
+    for name in () if row_format == "token_labels" else ("text", "text_pair"):
+        theirs = mapping.get(name, name)
+        value = values.get(theirs)
+        templated = shown and theirs not in row.values
+        texts[name] = value if value is not None else ""
+        problem = None if templated else _field_problem(row, name, theirs, texts[name])
+        problems += [] if problem is None else [problem]
+    found = read_labels(row, row_format, {name: mapping.get(name, name) for name in COLUMNS[row_format]}, values)
+    if isinstance(found, list):
+        return [*problems, *found]
+    fields = {**values, **texts}
+    return problems or Sample(row, label=found.label, words=found.words, fields=fields, shown=shown, **texts)
 
 
 def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:

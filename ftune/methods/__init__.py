@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
+"""How a transformer is built; `ftune.model.family_of` reads it off a configuration."""
+
 
 class Method(BaseModel):
     """Which weights learn. Fields are the method's hyper-parameters.
@@ -52,6 +55,11 @@ class Method(BaseModel):
     learning_rate_evidence: ClassVar[str]
     """Where that default comes from; the plan prints it."""
 
+    @classmethod
+    def refusal(cls, objective: str, family: str) -> str | None:
+        """Why an objective of `objectives` cannot be had on models of one of the `FAMILIES`, or None."""
+        return None
+
     @property
     def identity_at_start(self) -> bool:
         """Whether `attach` leaves the model's function unchanged."""
@@ -64,6 +72,23 @@ class Method(BaseModel):
     def storage_constraint(self) -> str | None:
         """Why frozen weights must be kept in fp32 whatever the device prefers, or None."""
         return None
+
+    def checkpointing_constraint(self) -> str | None:
+        """Why activations cannot be recomputed in the backward pass, or None."""
+        return None
+
+    @property
+    def quantised_bits(self) -> float | None:
+        """Bits that a weight of a quantised layer takes with its constants; None where nothing is quantised."""
+        return None
+
+    def quantised_parameters(self, model: PreTrainedModel) -> int:
+        """Weights of `model` that are kept quantised."""
+        return 0
+
+    def load_options(self, compute_dtype: torch.dtype) -> dict[str, Any]:
+        """Keywords for transformers' `from_pretrained` of the base model besides its `dtype`."""
+        return {}
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add what the method needs to the tokenizer, in place, before any row is encoded."""

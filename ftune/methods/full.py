@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
+from ftune import objectives
 from ftune.methods import Method
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class Full(Method):
 
     name: Literal["full"] = "full"
 
-    objectives: ClassVar[frozenset[str]] = frozenset({"causal_lm"})
+    objectives: ClassVar[frozenset[str]] = frozenset(objectives.names())
     learns: ClassVar[str] = "every weight"
     standalone: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True

@@ -6,18 +6,52 @@ become examples, the loss, and which metrics are computed. Adding one is adding 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from ftune.lookup import find, names_in
+from ftune.metrics import names_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from ftune.data.encode import Example
+    from ftune.data.order import Draw
+    from ftune.metrics import Score
 
     Batch = dict[str, torch.Tensor]
+
+Encoding = Literal["next_token", "hidden_tokens", "pairs", "row_labels", "token_labels"]
+"""How rows become examples, see `ftune.data.build`."""
+TEXT_METRICS = names_of("text")
+"""Metrics that compare generated text with what was expected."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model must end in.
+
+    Args:
+        auto_class: name of the transformers auto class.
+        labels: names of the outputs of a classification head; empty for language models and regression.
+        problem: transformers' `problem_type` of a head that scores whole rows.
+        pad_id: id that fills short rows, for heads that look for the last token.
+    """
+
+    auto_class: str
+    labels: tuple[str, ...] = ()
+    problem: str | None = None
+    pad_id: int = 0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the head is new: a pretrained model does not bring it."""
+        return bool(self.labels) or self.problem is not None
 
 
 class Objective(BaseModel):
@@ -32,12 +66,47 @@ class Objective(BaseModel):
 
     auto_class: ClassVar[str]
     """Name of the transformers auto class that builds the model with the right head."""
-    formats: ClassVar[frozenset[str]]
-    """Row formats it can learn from."""
-    likelihood_metrics: ClassVar[tuple[str, ...]]
-    """Metrics that one forward pass per batch yields."""
+    families: ClassVar[frozenset[str]]
+    """Families of models it is for, of `ftune.methods.FAMILIES`."""
+    encoding: ClassVar[Encoding]
+    """How rows become examples."""
     generation_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that need generated text."""
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Row formats it can learn from."""
+        raise NotImplementedError
+
+    @property
+    def forward_metrics(self) -> tuple[str, ...]:
+        """Metrics that one forward pass per batch yields."""
+        raise NotImplementedError
+
+    @property
+    def label_at(self) -> Literal["first", "last"]:
+        """Which token of a word has the word's label, where words have labels."""
+        return "first"
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Contradictions between fields, as (field, message); an empty list when there are none."""
+        return []
+
+    def head(self, labels: tuple[str, ...], pad_id: int) -> Head:
+        """What the model must end in."""
+        return Head(self.auto_class, labels, pad_id=pad_id)
+
+    def bound(self, labels: Sequence[str], counts: Mapping[str, int]) -> Self:
+        """The same objective once the labels of the training rows, and how often each occurs, are known."""
+        return self
+
+    def drawer(self, tokenizer: PreTrainedTokenizerBase) -> Draw | None:
+        """What hides part of an example anew in each epoch, or None where nothing is hidden.
+
+        Raises:
+            RecipeError: the tokenizer lacks the tokens that stand for what is hidden.
+        """
+        return None
 
     def collate(self, examples: list[Example], pad_id: int, left: bool = False) -> Batch:
         """Lay `examples` out as one padded batch of B rows and T positions."""
@@ -52,6 +121,22 @@ class Objective(BaseModel):
             Two float32 / int64 tensors of shape [B].
         """
         raise NotImplementedError
+
+    def scored(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Like `loss`, with what the model said of each row, [B, ...], for `task_scores`."""
+        return (*self.loss(model, batch), None)
+
+    def task_scores(
+        self,
+        outputs: Sequence[np.ndarray],
+        examples: Sequence[Example],
+        labels: Sequence[str],
+        metrics: Sequence[str],
+        *,
+        intervals: bool,
+    ) -> dict[str, Score]:
+        """Metrics beside the loss from the `outputs` of `scored`, one array for each example."""
+        return {}
 
 
 def names() -> list[str]:

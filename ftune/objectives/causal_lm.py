@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ftune.objectives import Objective
+from ftune.objectives import TEXT_METRICS, Encoding, Objective
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +22,19 @@ class CausalLM(Objective):
     name: Literal["causal_lm"] = "causal_lm"
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    formats: ClassVar[frozenset[str]] = frozenset({"text", "prompt_completion", "instruction", "chat"})
-    likelihood_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
-    generation_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
+    families: ClassVar[frozenset[str]] = frozenset({"decoder"})
+    encoding: ClassVar[Encoding] = "next_token"
+    generation_metrics: ClassVar[tuple[str, ...]] = TEXT_METRICS
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Plain text, and anything with an answer."""
+        return frozenset({"text", "prompt_completion", "instruction", "chat", "pairs"})
+
+    @property
+    def forward_metrics(self) -> tuple[str, ...]:
+        """The loss in three units."""
+        return ("loss", "perplexity", "bits_per_byte")
 
     def collate(self, examples: list[Example], pad_id: int, left: bool = False) -> Batch:
         """Pad to the longest example. Pads are known by length, never by their id.

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from ftune.cli import app
 from ftune.data.build import read_samples
 from ftune.errors import DataError
+from ftune.objectives.causal_lm import CausalLM
 from ftune.recipe import Data
 
 FOLDER = Path(__file__).parents[1] / "data" / "bad_data"
@@ -44,7 +45,12 @@ def test_every_file_has_its_messages_and_names_a_row() -> None:
 def test_the_reader(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_samples(
-            Data(train=str(FOLDER / name)), tmp_path, seed=0, max_eval_rows=None, tick=lambda what, done, total: None
+            Data(train=str(FOLDER / name)),
+            tmp_path,
+            accepted=CausalLM().formats,
+            seed=0,
+            max_eval_rows=None,
+            tick=lambda what, done, total: None,
         )
     assert same(str(caught.value).splitlines(), EXPECTED[name]), str(caught.value)
 
@@ -80,7 +86,7 @@ def test_problems_of_all_splits_come_together(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "p", "completion": "c"}\nnonsense\n')
     data = Data(train="train.jsonl", eval="eval.jsonl", test="test.jsonl")
     with pytest.raises(DataError) as caught:
-        read_samples(data, tmp_path, seed=0, max_eval_rows=None, tick=lambda what, done, total: None)
+        read_samples(data, tmp_path, accepted=CausalLM().formats, seed=0, max_eval_rows=None, tick=lambda *_: None)
     assert sorted(Path(problem.file).name for problem in caught.value.problems) == [
         "eval.jsonl", "test.jsonl", "train.jsonl",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from tiny_tokenizers import FAMILIES, byte_tokenizer
 from ftune.data.build import Dataset, Samples, build_data, read_samples
 from ftune.data.render import Renderer
 from ftune.errors import DataError
+from ftune.objectives.causal_lm import CausalLM
 from ftune.recipe import Data, Source
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -23,13 +24,18 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def read(folder: Path, *, max_eval_rows: int | None = None, seed: int = 0, **values: Any) -> Samples:
-    return read_samples(Data(**values), folder, seed=seed, max_eval_rows=max_eval_rows, tick=quiet)
+    return read_samples(
+        Data(**values), folder, accepted=CausalLM().formats, seed=seed, max_eval_rows=max_eval_rows, tick=quiet
+    )
 
 
 def build(folder: Path, *, max_length: int = 1000, max_eval_rows: int | None = None, **values: Any) -> Dataset:
     data = Data(**values)
     renderer = Renderer(byte_tokenizer(), data.template)
-    return build_data(data, folder, renderer, max_length=max_length, seed=0, max_eval_rows=max_eval_rows, tick=quiet)
+    return build_data(
+        data, folder, renderer, CausalLM(), max_length=max_length, seed=0, max_eval_rows=max_eval_rows,
+        encoder_decoder=False, tick=quiet,
+    )  # fmt: skip
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -229,7 +235,8 @@ def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     data = Data(train="a.jsonl", eval="10%")
     build_data(
-        data, tmp_path, Renderer(byte_tokenizer(), None), max_length=99, seed=0, max_eval_rows=None,
+        data, tmp_path, Renderer(byte_tokenizer(), None), CausalLM(), max_length=99, seed=0, max_eval_rows=None,
+        encoder_decoder=False,
         tick=lambda *what: told.append(what),
     )  # fmt: skip
     assert [entry for entry in told if entry[0] == "reading a.jsonl"] == [

@@ -16,12 +16,13 @@ from ftune.data.render import Renderer
 from ftune.evaluation import (
     Prediction,
     RowLosses,
-    exact_match,
     generate,
     likelihood_scores,
     mean_loss,
     predictions_lines,
+    text_scores,
 )
+from ftune.metrics import Score
 
 EOS = 258
 METRICS = ("loss", "perplexity", "bits_per_byte")
@@ -31,7 +32,7 @@ PROMPTS = ["a", "The sun", "x" * 40, "one two three", "?", "12 + 30 =", "y z " *
 def losses(*rows: tuple[float, int, int]) -> RowLosses:
     """Rows of (nats, targets, bytes)."""
     nats, targets, num_bytes = zip(*rows, strict=True)
-    return RowLosses(np.array(nats), np.array(targets), np.array(num_bytes))
+    return RowLosses(np.array(nats), np.array(targets), np.array(num_bytes), None, [])
 
 
 def test_scores_by_hand() -> None:
@@ -88,10 +89,11 @@ def test_an_answer_is_right_up_to_white_space_at_its_ends_and_never_when_empty(
 
 def test_exact_match_is_a_share() -> None:
     answers = [prediction("a", "a"), prediction("a", "b"), prediction("a", ""), prediction("c", "c ")]
-    assert exact_match(answers, intervals=False).value == 0.5
-    low, high = exact_match(answers * 5, intervals=True).ci95 or (0, 0)
+    names = ("loss", "exact_match")
+    assert text_scores(answers, names, intervals=False) == {"exact_match": Score(0.5)}
+    low, high = text_scores(answers * 5, names, intervals=True)["exact_match"].ci95 or (0, 0)
     assert 0.2 < low < 0.5 < high < 0.8
-    assert exact_match([], intervals=True).value == 0.0
+    assert text_scores([], names, intervals=True) == {}
 
 
 def test_predictions_are_one_json_object_a_line() -> None:

@@ -15,6 +15,7 @@ from ftune import methods
 from ftune.errors import ArtifactError
 from ftune.manifest import verify
 from ftune.merging import merge
+from ftune.objectives.causal_lm import CausalLM
 from ftune.store import Store
 from ftune.target import open_target
 
@@ -246,7 +247,7 @@ def test_weights_in_half_precision_leave_the_tables_of_positions_alone(
     name = {"builtin": "builtin:tiny-llama", "folder": str(plain_base(shared, "llama")),
             "run": str(trained(shared, lora).folder)}[where]  # fmt: skip
     start = start_of(recipe(tmp_path, model=name).recipe.model, tmp_path)
-    whole, half = (load_start(start, "AutoModelForCausalLM", dtype, 0) for dtype in (torch.float32, torch.bfloat16))
+    whole, half = (load_start(start, CausalLM().head((), 0), dtype, 0) for dtype in (torch.float32, torch.bfloat16))
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     tables = dict(whole.named_buffers())
     assert tables and all(torch.equal(table, tables[name]) for name, table in half.named_buffers())

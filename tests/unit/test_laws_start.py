@@ -83,7 +83,7 @@ def test_law_3_attaching_leaves_the_function_as_it_was(tmp_path: Path, cell: Cel
     import torch
 
     from ftune.model import load_tokenizer
-    from ftune.target import attached, start_of
+    from ftune.target import Record, attached, start_of
 
     loaded = recipe(tmp_path, model=f"builtin:tiny-{cell.family}", method=dict(cell.block))
     method, start = loaded.recipe.method, start_of(loaded.recipe.model, tmp_path)
@@ -91,7 +91,7 @@ def test_law_3_attaching_leaves_the_function_as_it_was(tmp_path: Path, cell: Cel
     method.prepare_tokenizer(tokenizer)
     base = start_model(loaded)
     before = logits(base)
-    model = attached(start, loaded.recipe, tokenizer, torch.float32)
+    model = attached(start, Record(loaded.recipe, tmp_path, ""), tokenizer, torch.float32)
     after = logits(model)
     known = min([before.shape[-1], *tokenizer.convert_tokens_to_ids(list(cell.block.get("new_tokens", [])))])
     assert method.identity_at_start == (known == before.shape[-1])
@@ -110,14 +110,14 @@ def test_a_new_token_starts_as_the_mean_of_its_letters(tmp_path: Path, family: s
     import torch
 
     from ftune.model import load_tokenizer
-    from ftune.target import attached, start_of
+    from ftune.target import Record, attached, start_of
 
     block = {"name": "lora", "rank": 1, "new_tokens": NEW}
     loaded = recipe(tmp_path, model=f"builtin:tiny-{family}", method=block)
     base, start = start_model(loaded), start_of(loaded.recipe.model, tmp_path)
     tokenizer = load_tokenizer(start.tokenizer_base)
     loaded.recipe.method.prepare_tokenizer(tokenizer)
-    grown = attached(start, loaded.recipe, tokenizer, torch.float32)
+    grown = attached(start, Record(loaded.recipe, tmp_path, ""), tokenizer, torch.float32)
     ids = tokenizer.convert_tokens_to_ids(NEW)
     assert ids == [263, 264] and len(tokenizer) == 265
     matrix = base.get_input_embeddings().weight

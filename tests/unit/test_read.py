@@ -250,9 +250,9 @@ def test_marks_in_names_that_are_there_are_letters(tmp_path: Path) -> None:
         ("**.csv", "**.csv: is no valid pattern: Invalid pattern: '**' can only be an entire path component."),
         ("folder", "folder: is a folder. Name its files with a glob such as 'folder/*.jsonl'."),
         ("rows.xlsx", "rows.xlsx: unknown ending '.xlsx'. Expected one of: "
-                      ".txt, .md, .jsonl, .json, .csv, .tsv, .parquet."),
+                      ".txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .conll, .bio."),
         ("rows.[xj]*", "rows.xlsx: unknown ending '.xlsx'. Expected one of: "
-                       ".txt, .md, .jsonl, .json, .csv, .tsv, .parquet."),
+                       ".txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .conll, .bio."),
         ("x" * 300 + ".json", "x" * 300 + ".json: cannot be looked at: File name too long."),
     ],
 )  # fmt: skip

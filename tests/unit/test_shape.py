@@ -9,6 +9,7 @@ import pytest
 from ftune.data.read import Row
 from ftune.data.shape import ROLES, Sample, Turn, detect_format, to_sample
 from ftune.errors import DataError
+from ftune.objectives.causal_lm import CausalLM
 
 
 def row(**values: Any) -> Row:
@@ -48,7 +49,7 @@ def problems(row_format: str, columns: dict[str, str] | None = None, **values: A
     ],
 )
 def test_a_format_is_known_by_its_columns(columns: list[str], mapping: dict[str, str], found: str) -> None:
-    assert detect_format(columns, mapping, "f") == found
+    assert detect_format(columns, mapping, "f", CausalLM().formats) == found
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_a_format_is_known_by_its_columns(columns: list[str], mapping: dict[str,
         (
             ["messages", "prompt", "completion"],
             {},
-            "several formats fit (prompt_completion, chat) the columns completion, messages, prompt.",
+            "several formats fit (chat, prompt_completion) the columns completion, messages, prompt.",
         ),
         (
             ["instruction", "output", "prompt", "completion", "text"],
@@ -72,7 +73,7 @@ def test_a_format_is_known_by_its_columns(columns: list[str], mapping: dict[str,
 )
 def test_a_doubtful_format_is_asked_for(columns: list[str], mapping: dict[str, str], what: str) -> None:
     with pytest.raises(DataError) as caught:
-        detect_format(columns, mapping, "f.csv")
+        detect_format(columns, mapping, "f.csv", CausalLM().formats)
     assert str(caught.value).startswith(f"f.csv: {what}")
     assert "data.format" in str(caught.value)
     assert "data.columns" in str(caught.value)

@@ -1,0 +1,70 @@
+"""What a metric is called, which way is better, and where it applies.
+
+This file is cold: it imports the standard library only, so that `ftune check` can look names up. The numbers are made
+by the files beside it: `labels` (classes, several labels, a number), `spans` (labels of tokens), `texts` (generated
+text), and `bootstrap` (intervals). Each takes plain arrays and lists and returns a `Score` by name.
+docs/metrics.md gives every formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+Kind = Literal["likelihood", "single_label", "multi_label", "regression", "token_labels", "text"]
+"""What is compared: a likelihood, one class of many, several labels at once, a number, labels of tokens, or text."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric and its 95% bootstrap interval over rows; both are finite."""
+
+    value: float
+    ci95: tuple[float, float] | None = None
+
+
+class Metric(NamedTuple):
+    """Which way is better, and the kinds of answer that a metric can score."""
+
+    better: Literal["higher", "lower"]
+    kinds: tuple[Kind, ...]
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "loss": Metric("lower", ("likelihood",)),
+        "perplexity": Metric("lower", ("likelihood",)),
+        "bits_per_byte": Metric("lower", ("likelihood",)),
+        "accuracy": Metric("higher", ("single_label",)),
+        "macro_f1": Metric("higher", ("single_label", "multi_label")),
+        "weighted_f1": Metric("higher", ("single_label",)),
+        "mcc": Metric("higher", ("single_label",)),
+        "auroc": Metric("higher", ("single_label",)),
+        "micro_f1": Metric("higher", ("multi_label",)),
+        "subset_accuracy": Metric("higher", ("multi_label",)),
+        "mae": Metric("lower", ("regression",)),
+        "rmse": Metric("lower", ("regression",)),
+        "pearson": Metric("higher", ("regression",)),
+        "spearman": Metric("higher", ("regression",)),
+        "r2": Metric("higher", ("regression",)),
+        "span_f1": Metric("higher", ("token_labels",)),
+        "span_precision": Metric("higher", ("token_labels",)),
+        "span_recall": Metric("higher", ("token_labels",)),
+        "token_accuracy": Metric("higher", ("token_labels",)),
+        "exact_match": Metric("higher", ("text",)),
+        "token_f1": Metric("higher", ("text",)),
+        "bleu": Metric("higher", ("text",)),
+        "chrf": Metric("higher", ("text",)),
+        "rouge1": Metric("higher", ("text",)),
+        "rouge2": Metric("higher", ("text",)),
+        "rougeL": Metric("higher", ("text",)),
+    }
+)
+"""Every metric there is, by the name a recipe uses."""
+
+
+def names_of(kind: Kind) -> tuple[str, ...]:
+    """Metrics that can score answers of this kind, in the order of `METRICS`."""
+    return tuple(name for name, metric in METRICS.items() if kind in metric.kinds)
