@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from ftune.errors import Problem, suggestion
 from ftune.quantities import is_share, parse_share
-from ftune.recipe import COLUMNS, Recipe
+from ftune.recipe import COLUMNS, Recipe, sources
 
 NO_EFFECT = "has no effect"
 _NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_every")
@@ -41,13 +41,19 @@ def _axes(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
         works = ", ".join(sorted(method.objectives))
         message = f"{method.name} does not learn from {objective.name}. It works with: {works}."
         yield Problem("method.name", message)
-    if data.format != "auto" and data.format not in objective.formats:
-        works = ", ".join(sorted(objective.formats))
-        yield Problem("data.format", f"{data.format} rows do not fit {objective.name}. Expected one of: {works}.")
+    elif objective.name not in method.learner.objectives:
+        works = ", ".join(sorted(method.learner.objectives & method.objectives))
+        message = f"{method.learner.name} does not learn from {objective.name}. It works with: {works}."
+        yield Problem("method.weights", message)
+    accepted = method.accepts(objective.formats)
+    if data.format != "auto" and data.format not in accepted:
+        works = ", ".join(sorted(accepted))
+        who = objective.name if accepted == objective.formats else f"method {method.name} with {objective.name}"
+        yield Problem("data.format", f"{data.format} rows do not fit {who}. Expected one of: {works}.")
 
 
 def _model(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
-    model, method = recipe.model, recipe.method
+    model, method = recipe.model, recipe.learner
     if model.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
         message = "needs model.revision to be a full 40-hex commit, so that the code is pinned."
         yield Problem("model.trust_remote_code", message)
@@ -68,6 +74,8 @@ def _data(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     for name in ("train", "test", "eval"):
         value = getattr(data, name)
         shares = [path for path in (value if isinstance(value, list) else [value]) if is_share(path)]
+        if name != "train" and any(source.weight != 1 for source in sources(None if is_share(value) else value)):
+            yield Problem(f"data.{name}", "a weight is for training rows: scores count each row once. Remove it.")
         if shares and (name != "eval" or isinstance(value, list)):
             yield Problem(f"data.{name}", f"expected a path, received the share {shares[0]}.")
     if is_share(data.eval):

@@ -20,7 +20,7 @@ from ftune.recipe import Recipe, sources
 FREE = (
     "train.duration", "train.max_minutes", "train.early_stopping", "train.micro_batch_size",
     "train.activation_checkpointing", "eval.every", "eval.metrics", "eval.generate_every", "eval.max_new_tokens",
-    "checkpoint", "tracking", "output_dir", "distributed",
+    "eval.guard", "checkpoint", "tracking", "output_dir", "distributed",
 )  # fmt: skip
 """Keys that may change between starts of one run."""
 BY_CONTENT = ("model.name", "model.revision", "data.train", "data.eval", "data.test")
@@ -119,7 +119,7 @@ def is_complete(folder: Path, loaded: Loaded) -> bool:
 def data_files(recipe: Recipe, folder: Path) -> dict[str, str]:
     """SHA-256 of every local data file of a recipe, by path."""
     found: dict[str, str] = {}
-    parts = [recipe.data.train, recipe.data.test]
+    parts = [recipe.data.train, recipe.data.test, *([recipe.eval.guard] if recipe.eval.guard else [])]
     parts += [] if is_share(recipe.data.eval) else [recipe.data.eval]
     for part in parts:
         for source in sources(part):

@@ -49,7 +49,8 @@ def finish(run: Run) -> Report:
             metrics[name] = scores
             if predictions and run.leads:
                 run.store.write_text(f"predictions_{name}.jsonl", predictions_lines(predictions))
-    report = _report(run, step, metrics)
+    guard = {name: score(run, target, split, name)[0] for name, split in run.prepared.dataset.guard.items()}
+    report = _report(run, step, metrics, guard)
     if run.leads:
         _write_report(run, report)
     if run.loaded.recipe.tracking:
@@ -80,11 +81,11 @@ def publish_artefact(run: Run, step: int) -> None:
     record = record_json(prepared.record)
 
     def write(folder: Path) -> None:
-        if recipe.method.standalone:
+        if recipe.learner.standalone:
             import torch
 
             cast_weights(run.model, getattr(torch, prepared.facts.model.stored_dtype))
-        write_artefact(run.model, prepared.tokenizer, prepared.renderer.stop_ids, folder, recipe.method.save)
+        write_artefact(run.model, prepared.tokenizer, prepared.renderer.stop_ids, folder, recipe.learner.save)
         _write_json(folder / SIDECAR, record)
 
     run.store.publish("model", write, {"step": step, "base": prepared.facts.model.fingerprint})
@@ -170,7 +171,7 @@ def score_target(
     return scores, predictions
 
 
-def _report(run: Run, step: int, metrics: dict[str, Scores]) -> Report:
+def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Scores]) -> Report:
     recipe, plan, state, dataset = run.loaded.recipe, run.plan, run.state, run.prepared.dataset
     splits = {"train": dataset.train, "eval": dataset.eval, "test": dataset.test}
     return {
@@ -183,6 +184,10 @@ def _report(run: Run, step: int, metrics: dict[str, Scores]) -> Report:
         "model_step": step,
         "baseline": state.baseline,
         "metrics": {name: {key: asdict(score) for key, score in scores.items()} for name, scores in metrics.items()},
+        "guard": {
+            name: {"before": state.guard_baseline.get(name, {}), "after": {k: asdict(v) for k, v in scores.items()}}
+            for name, scores in guard.items()
+        },
         "trainable_parameters": plan.trainable_parameters,
         "total_parameters": plan.total_parameters,
         "rows_seen": state.rows_seen,

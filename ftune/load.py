@@ -131,7 +131,7 @@ def _examine(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem], list
     invalid: set[str] = set()
     for key, package in PLUGINS.items():
         if key in values:
-            plugin, found = _parse_plugin(key, package, values.pop(key))
+            plugin, found = _parse_plugin((key,), package, values.pop(key))
             problems += found
             if plugin is not None:
                 values[key] = plugin
@@ -160,15 +160,23 @@ def _follows(problem: Problem, invalid: set[str]) -> bool:
     return any(f"{cause}.".startswith(f"{key}.") or key.startswith(f"{cause}.") for cause in causes for key in invalid)
 
 
-def _parse_plugin(key: str, package: ModuleType, block: Any) -> tuple[BaseModel | None, list[Problem]]:
-    """The method or objective that a block asks for."""
+def _parse_plugin(path: KeyPath, package: ModuleType, block: Any) -> tuple[BaseModel | None, list[Problem]]:
+    """The method or objective that a block asks for, with any that it holds, such as a preset's `weights`."""
     try:
-        kind = _plugin_class(key, package, block)
+        kind = _plugin_class(str(path[0]), package, block)
     except LookupError as error:
-        return None, [Problem(f"{key}.name" if isinstance(block, dict) else key, str(error))]
-    plugin, problems = _validate(kind, block, (key,))
+        return None, [Problem(dotted((*path, "name") if isinstance(block, dict) else path), str(error))]
+    block = {"name": block} if isinstance(block, str) else dict(block)
+    problems: list[Problem] = []
+    for name, field in kind.model_fields.items():
+        if field.annotation is methods.Method and name in block:
+            inner, found = _parse_plugin((*path, name), package, block.pop(name))
+            problems += found
+            block |= {} if inner is None else {name: inner}
+    plugin, found = _validate(kind, block, path)
+    problems += found
     if isinstance(plugin, (methods.Method, objectives.Objective)):
-        problems += [Problem(f"{key}.{field}", message) for field, message in plugin.problems()]
+        problems += [Problem(dotted((*path, field)), message) for field, message in plugin.problems()]
     return plugin, problems
 
 
@@ -183,11 +191,15 @@ def _plugin_class(key: str, package: ModuleType, block: Any) -> type[BaseModel]:
     except (Exception, SystemExit) as error:  # importing a module runs its code, which may fail in any way
         if type(error) is LookupError:
             raise
-        raise LookupError(f"{key} '{block['name']}' cannot be imported: {type(error).__name__}: {error}.") from error
+        raise LookupError(f"{key} '{_name_of(block)}' cannot be imported: {type(error).__name__}: {error}.") from error
     missing = sorted(name for name in kind.__class_vars__ if not hasattr(kind, name))
     if missing:
-        raise LookupError(f"{key} '{block['name']}' does not define {', '.join(missing)}.")
+        raise LookupError(f"{key} '{_name_of(block)}' does not define {', '.join(missing)}.")
     return kind
+
+
+def _name_of(block: Any) -> Any:
+    return block["name"] if isinstance(block, dict) else block
 
 
 def _validate(

@@ -90,7 +90,7 @@ def merge(
     tick("computing logits of the trained model")
     witness = _Witness.of(target, record)
     tick("merging")
-    merged = record.recipe.method.merge(target.model)
+    merged = record.recipe.learner.merge(target.model)
     differences = witness.differences(merged)
     limit = EXACT * max(1.0, witness.largest)
     if not float(differences.max()) <= limit:  # also when it is no number
@@ -125,7 +125,7 @@ def _open_mergeable(run: Path) -> tuple[Target, Record]:
     target = open_target(run, dtype=torch.float32)
     if target.record is None:
         raise AssertionError(f"a {kind} without a recipe")
-    method = target.record.recipe.method
+    method = target.record.recipe.learner
     if not method.mergeable:
         raise NotMergeable(f"{run}: method {method.name} cannot be merged into its base. Load it beside the base.")
     return target, target.record

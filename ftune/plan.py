@@ -154,11 +154,11 @@ def choose_precision(recipe: Recipe, machine: Machine) -> tuple[Dtype, str]:
 
 def choose_frozen_dtype(recipe: Recipe, precision: Dtype) -> tuple[Dtype, str]:
     """Storage of frozen weights, and why."""
-    if recipe.method.standalone:
+    if recipe.learner.standalone:
         return "fp32", f"method {recipe.method.name}: every weight learns, so all are fp32 masters"
     if recipe.model.dtype != "auto":
         return recipe.model.dtype, "model.dtype"
-    reason = recipe.method.storage_constraint()
+    reason = recipe.learner.storage_constraint()
     if reason is not None:
         return "fp32", f"auto: {reason}"
     return precision, f"auto: frozen weights are kept in the type of computation ({precision})"
@@ -251,7 +251,7 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
 
 def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> bool:
     asked = recipe.train.activation_checkpointing
-    reason = recipe.method.checkpointing_constraint()
+    reason = recipe.learner.checkpointing_constraint()
     if reason is not None:
         if asked is True:
             raise RecipeError([Problem("train.activation_checkpointing", f"{reason}. Set it to false.")])
@@ -304,7 +304,7 @@ def estimate_memory(
     tokens = micro_batch_size * min(facts.data.longest, values["max_length"])
     element = BYTES[values["precision"]]
     trainable = model.trainable_parameters
-    bits = recipe.method.quantised_bits or 0.0
+    bits = recipe.learner.quantised_bits or 0.0
     plain = model.total_parameters - trainable - model.quantised_parameters
     predicts_tokens = recipe.objective.encoding not in ("row_labels", "token_labels")
     per_layer = element * (2 if checkpointing else SAVED_PER_LAYER)
@@ -319,7 +319,7 @@ def estimate_memory(
 
 
 def _decide_optimizer(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
-    train, method = recipe.train, recipe.method
+    train, method = recipe.train, recipe.learner
     decide("optimizer", train.optimizer, source("train.optimizer"))
     if train.learning_rate == "auto":
         evidence = f"auto: default of method {method.name} ({method.learning_rate_evidence})"
@@ -349,7 +349,7 @@ def _decide_cadences(recipe: Recipe, facts: Facts, source: Where, decide: Decide
     decide("generate_every", *cadence("eval.generate_every", recipe.eval.generate_every, held))
     decide("eval_batch_size", values["micro_batch_size"], "as large as a micro-batch")
     if recipe.eval.metrics == "auto":
-        decide("metrics", recipe.objective.forward_metrics, "auto: what one forward pass yields")
+        decide("metrics", recipe.method.default_metrics(recipe.objective), f"auto: by {recipe.method.name}")
     else:
         decide("metrics", tuple(dict.fromkeys(["loss", *recipe.eval.metrics])), source("eval.metrics"))
     decide("checkpoint_every", *cadence("checkpoint.every", recipe.checkpoint.every))

@@ -45,7 +45,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     recipe = loaded.recipe
     start = start_of(recipe.model, loaded.folder)
     tokenizer = load_tokenizer(start.tokenizer_base)
-    recipe.method.prepare_tokenizer(tokenizer)
+    recipe.learner.prepare_tokenizer(tokenizer)
     config = load_config(start.base)
     family = family_of(config)
     refuse_family(recipe, family)
@@ -56,6 +56,8 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
         loaded.folder,
         renderer,
         recipe.objective,
+        accepted=recipe.formats,
+        guard=recipe.eval.guard,
         max_length=max_length,
         seed=recipe.seed,
         max_eval_rows=recipe.eval.max_rows,
@@ -66,7 +68,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     record = Record(recipe, loaded.folder, fingerprint, dataset.labels)
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
     tick("counting parameters", 0, 0)
-    model = look_at_model(start.base, record.head(tokenizer), recipe.method, tokenizer, fingerprint)
+    model = look_at_model(start.base, record.head(tokenizer), recipe.learner, tokenizer, fingerprint)
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(dataset))
     plan = make_plan(recipe, facts, loaded.source)
@@ -79,7 +81,7 @@ def refuse_family(recipe: Recipe, family: str) -> None:
     Raises:
         RecipeError: it is not; names what would work.
     """
-    objective, method, name = recipe.objective, recipe.method, recipe.model.name
+    objective, method, name = recipe.objective, recipe.learner, recipe.model.name
     kind = family.replace("_", "-")
     if family not in objective.families:
         fitting = [o for o in objectives.names() if family in objectives.load(o).families and o in method.objectives]

@@ -93,6 +93,9 @@ class Source(Section):
     """Configuration of a hub set that has several, such as `main` of openai/gsm8k."""
     revision: str | None = None
     """Commit of a hub set."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How often an epoch sees each row, in `data.train`: 0.25 is a quarter of the rows, drawn by the seed, 2 is every
+    row twice. Mixes general text into domain text, or lets a small set count more."""
     format: Format | None = None
     """Row format of this source; null takes `data.format`."""
     columns: dict[str, str] | None = None
@@ -181,6 +184,8 @@ class Eval(Section):
     """Steps between evaluations that also generate, a multiple of `every`; null generates only at the end."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     """Longest generated answer, in tokens."""
+    guard: list[PathText | Source] = []
+    """Other rows, such as general text, scored before and after training: what the model forgot, in the report."""
 
 
 class Checkpoint(Section):
@@ -226,6 +231,16 @@ class Recipe(Section):
     """Run folder, relative to the current directory; `{recipe}` is the recipe file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random; 0 to 2**63 - 1."""
+
+    @property
+    def learner(self) -> Method:
+        """The method that holds the weights: `method`, or what a preset such as `domain` is laid over."""
+        return self.method.learner
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Row formats that objective and method learn from."""
+        return self.method.accepts(self.objective.formats)
 
 
 def sources(value: str | Source | list[str | Source] | None) -> list[Source]:

@@ -54,6 +54,7 @@ def to_markdown(report: Mapping[str, Any], plan: Plan) -> str:
         "| metric | before | after | 95% interval |",
         "|---|--:|--:|---|",
         *_metric_rows(report),
+        *_guard_rows(report),
         "",
         f"`model/` is step {report['model_step']}{' (best eval loss)' if plan.best else ' (the last)'}.",
         "",
@@ -91,6 +92,15 @@ def _metric_rows(report: Mapping[str, Any]) -> list[str]:
             interval = "" if score["ci95"] is None else f"{score['ci95'][0]:.4f} to {score['ci95'][1]:.4f}"
             rows.append(f"| {split} {name} | {_number(before)} | {_number(score['value'])} | {interval} |")
     return rows or ["| (no eval rows) | | | |"]
+
+
+def _guard_rows(report: Mapping[str, Any]) -> list[str]:
+    """Other rows than the task's: what rose was forgotten."""
+    return [
+        f"| guard {name}: {metric} | {_number(sets['before'].get(metric))} | {_number(after['value'])} | |"
+        for name, sets in report["guard"].items()
+        for metric, after in sets["after"].items()
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftune import drift, finish, provenance
+from ftune.data.build import Split
 from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
 from ftune.drift import data_files
 from ftune.errors import ArtifactError, DivergedError, Interrupted, Problem, RecipeError
@@ -152,9 +153,9 @@ def _open(
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
     module = accelerator.prepare_model(training_module(model, objective))
-    optimizer = build_optimizer(plan, recipe.method, model)
+    optimizer = build_optimizer(plan, recipe.learner, model)
     run = Run(loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState())
-    if recipe.method.storage_constraint() is not None:
+    if recipe.learner.storage_constraint() is not None:
         run.frozen_hash = frozen_fingerprint(model)  # attaching changed the base: a resumed run must change it equally
     _take_up(run, checkpoint)
     if recipe.tracking:
@@ -232,6 +233,7 @@ def _train(run: Run) -> None:
     plan, state = run.plan, run.state
     run.listener.planned(plan, state.step)
     if state.step == 0 and not state.baseline:
+        state.guard_baseline = {name: _score(run, split) for name, split in run.prepared.dataset.guard.items()}
         state.baseline = _evaluate(run, generate=False)
     elif state.evaluated_step < state.step and _due(state.step, plan.eval_every, plan.steps):
         _after_step(run)  # the run was cut between this step and its evaluation
@@ -337,43 +339,52 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
     split, plan = run.prepared.dataset.eval, run.plan
     if split is None:
         return {}
-
-    def tick(done: int, total: int) -> None:
-        run.listener.phase("evaluating", done, total)
-        if run.accelerator.num_processes == 1 and run.stop.set:
-            _save_and_leave(run)
-
-    pad_id = pad_id_of(run.prepared.tokenizer)
-    try:
-        losses = row_losses(
-            run.module,
-            split.examples,
-            objective=run.loaded.recipe.objective,
-            accelerator=run.accelerator,
-            pad_id=pad_id,
-            batch_size=plan.eval_batch_size,
-            draw=run.prepared.draw,
-            tick=tick,
-        )
-    except DivergedError as error:
-        raise DivergedError(f"evaluation after step {run.state.step}: {error}") from error
-    objective, labels = run.loaded.recipe.objective, run.prepared.dataset.labels
-    scores = forward_scores(losses, objective, labels, plan.metrics, intervals=False)
-    if generate and set(plan.metrics) & set(objective.generation_metrics):
+    metrics = _score(run, split)
+    if generate and set(plan.metrics) & set(run.loaded.recipe.objective.generation_metrics):
         answers = predict(
             run.model,
             split.samples,
             run.prepared.renderer,
-            pad_id=pad_id,
+            pad_id=pad_id_of(run.prepared.tokenizer),
             max_new_tokens=run.loaded.recipe.eval.max_new_tokens,
             batch_size=plan.eval_batch_size,
-            tick=tick,
+            tick=lambda done, total: _during_evaluation(run, done, total),
         )
-        scores |= text_scores(answers, plan.metrics, intervals=False)
-    metrics = {name: score.value for name, score in scores.items()} | {"loss": mean_loss(losses)}
+        scores = text_scores(answers, plan.metrics, intervals=False)
+        metrics |= {name: score.value for name, score in scores.items()}
     run.log("eval", **metrics)
     run.listener.evaluated(run.state.step, metrics)
     return metrics
+
+
+def _score(run: Run, split: Split) -> dict[str, float]:
+    """What one forward pass says of the rows of `split`.
+
+    Raises:
+        DivergedError: a row's loss is not finite.
+    """
+    objective, dataset = run.loaded.recipe.objective, run.prepared.dataset
+    try:
+        losses = row_losses(
+            run.module,
+            split.examples,
+            objective=objective,
+            accelerator=run.accelerator,
+            pad_id=pad_id_of(run.prepared.tokenizer),
+            batch_size=run.plan.eval_batch_size,
+            draw=run.prepared.draw,
+            tick=lambda done, total: _during_evaluation(run, done, total),
+        )
+    except DivergedError as error:
+        raise DivergedError(f"evaluation after step {run.state.step}: {error}") from error
+    scores = forward_scores(losses, objective, dataset.labels, run.plan.metrics, intervals=False)
+    return {name: score.value for name, score in scores.items()} | {"loss": mean_loss(losses)}
+
+
+def _during_evaluation(run: Run, done: int, total: int) -> None:
+    run.listener.phase("evaluating", done, total)
+    if run.accelerator.num_processes == 1 and run.stop.set:
+        _save_and_leave(run)
 
 
 def _save(run: Run) -> None:

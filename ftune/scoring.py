@@ -85,7 +85,7 @@ def evaluate(
     samples = read_samples(
         data,
         record.folder,
-        accepted=recipe.objective.formats,
+        accepted=recipe.formats,
         seed=recipe.seed,
         max_eval_rows=recipe.eval.max_rows,
         tick=tick,
@@ -172,7 +172,7 @@ def _known_metrics(recipe: Recipe, asked: Sequence[str] | None) -> tuple[str, ..
             message = f"{unknown[0]!r} is no metric of {objective.name}.{suggestion(unknown[0], known)}"
             raise RecipeError([Problem("", message, "--metrics")])
         return tuple(asked)
-    return objective.forward_metrics if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
+    return recipe.method.default_metrics(objective) if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
 
 
 def _baseline(path: Path, split: str) -> dict[str, float]:

@@ -94,7 +94,7 @@ def smoke(loaded: Loaded, folder: Path, *, listener: Listener, stop: StopFlag) -
     stage("train", trained)
     stage("resume", resumed)
     stage("eval", evaluated)
-    if small.recipe.method.mergeable:
+    if small.recipe.learner.mergeable:
         stage("merge", merged)
     if small.recipe.objective.generation_metrics:
         stage("generate", generated)

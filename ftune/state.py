@@ -17,6 +17,7 @@ class TrainState(BaseModel):
         evaluated_step: last step whose due evaluation was made.
         evaluations_without_gain: for early stopping.
         baseline: metrics before the first step.
+        guard_baseline: the same of each guard set, by its name.
         finished: why no step follows, once that is so.
     """
 
@@ -33,4 +34,5 @@ class TrainState(BaseModel):
     evaluated_step: int = 0
     evaluations_without_gain: int = 0
     baseline: dict[str, float] = {}
+    guard_baseline: dict[str, dict[str, float]] = {}
     finished: str | None = None

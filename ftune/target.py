@@ -135,7 +135,7 @@ def start_of(model: Model, folder: Path) -> Start:
     verify(result)
     record = read_record(result / SIDECAR)
     own = Base(model.name, "folder", str(result.resolve()))
-    if record.recipe.method.standalone:
+    if record.recipe.learner.standalone:
         return Start(own, own)
     below = start_of(record.recipe.model, record.folder)
     return Start(below.base, own, result, record, below)
@@ -149,7 +149,7 @@ def load_start(
         return load_model(start.base, head, dtype, seed, options=options)
     import torch
 
-    method, own_head = start.record.recipe.method, start.record.head(load_tokenizer(start.tokenizer_base))
+    method, own_head = start.record.recipe.learner, start.record.head(load_tokenizer(start.tokenizer_base))
     below = load_start(start.underneath, own_head, torch.float32, seed, method.load_options(torch.float32))
     merged = method.merge(method.load(below, start.adapter))
     merged.config._name_or_path = str(start.adapter)
@@ -263,9 +263,8 @@ def _labels_of(loaded: Loaded) -> tuple[str, ...]:
     recipe = loaded.recipe
     if recipe.objective.encoding not in ("row_labels", "token_labels"):
         return ()
-    kinds = recipe.objective.formats
     samples = read_samples(
-        recipe.data, loaded.folder, accepted=kinds, seed=recipe.seed, max_eval_rows=1, tick=lambda *_: None
+        recipe.data, loaded.folder, accepted=recipe.formats, seed=recipe.seed, max_eval_rows=1, tick=lambda *_: None
     )
     return samples.labels
 
@@ -287,8 +286,8 @@ def _open_artefact(path: Path, kind: str, folder: Path, plan: Plan | None, dtype
         model: torch.nn.Module = load_model(own, head, chosen, recipe.seed, whole=True)
     else:
         start = checked_start(record, path)
-        base = load_start(start, head, chosen, recipe.seed, recipe.method.load_options(chosen))
-        model = recipe.method.load(base, folder)
+        base = load_start(start, head, chosen, recipe.seed, recipe.learner.load_options(chosen))
+        model = recipe.learner.load(base, folder)
     return _assembled(path, kind, model, tokenizer, record, plan)
 
 
@@ -302,7 +301,7 @@ def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
     plan, record = _plan_of(run), read_record(run / "resolved.json")
     start = checked_start(record, run)
     tokenizer = load_tokenizer(start.tokenizer_base)
-    record.recipe.method.prepare_tokenizer(tokenizer)
+    record.recipe.learner.prepare_tokenizer(tokenizer)
     model = attached(start, record, tokenizer, dtype or torch_dtype(plan.frozen_dtype))
     load_trainable(model, load_file(path / "weights.safetensors"))
     return _assembled(path, "checkpoint", model.eval(), tokenizer, record, plan)
@@ -313,9 +312,9 @@ def attached(start: Start, record: Record, tokenizer: PreTrainedTokenizerBase, d
     import torch
 
     recipe = record.recipe
-    model = load_start(start, record.head(tokenizer), dtype, recipe.seed, recipe.method.load_options(dtype))
+    model = load_start(start, record.head(tokenizer), dtype, recipe.seed, recipe.learner.load_options(dtype))
     torch.manual_seed(derived_seed("attach", recipe.seed))
-    module = recipe.method.attach(model, tokenizer)
+    module = recipe.learner.attach(model, tokenizer)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

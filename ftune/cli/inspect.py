@@ -41,7 +41,7 @@ def check_cli(
         samples = read_samples(
             loaded.recipe.data,
             loaded.folder,
-            accepted=loaded.recipe.objective.formats,
+            accepted=loaded.recipe.formats,
             seed=loaded.recipe.seed,
             max_eval_rows=loaded.recipe.eval.max_rows,
             tick=lambda what, done, total: None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Samples:
     formats: tuple[str, ...]
     duplicates: list[Sample]
     overlap: int
+    guard: dict[str, list[Sample]]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -76,7 +77,8 @@ class Samples:
 class Dataset:
     """All splits of a recipe, encoded; `eval` and `test` are None where the recipe has none.
 
-    `labels` are the names of a classification head's outputs, empty without one.
+    `labels` are the names of a classification head's outputs, empty without one; `guard` has other rows by name, that
+    are scored before and after training.
     """
 
     train: Split
@@ -85,6 +87,7 @@ class Dataset:
     formats: tuple[str, ...]
     template: str
     labels: tuple[str, ...] = ()
+    guard: dict[str, Split] = field(default_factory=dict)
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -95,7 +98,14 @@ class Dataset:
 
 
 def read_samples(
-    data: Data, folder: Path, *, accepted: frozenset[str], seed: int, max_eval_rows: int | None, tick: Tick
+    data: Data,
+    folder: Path,
+    *,
+    accepted: frozenset[str],
+    seed: int,
+    max_eval_rows: int | None,
+    tick: Tick,
+    guard: Sequence[str | Source] = (),
 ) -> Samples:
     """Read and check every row of a recipe; needs no tokenizer.
 
@@ -106,6 +116,7 @@ def read_samples(
         seed: chooses held-out rows.
         max_eval_rows: at most so many of them are kept.
         tick: hears of progress.
+        guard: other rows that are scored before and after.
 
     Raises:
         DataError: rows that cannot be read, by file and row.
@@ -118,6 +129,7 @@ def read_samples(
 
     train, test = read(sources(data.train)), read(sources(data.test))
     held = [] if is_share(data.eval) else read(sources(data.eval))
+    guarded = {name: read([source]) for name, source in _named(sources(list(guard))).items()}
     if problems:
         raise DataError(problems=problems)
     duplicates: list[Sample] = []
@@ -126,7 +138,18 @@ def read_samples(
         train, held = splits.hold_out(train, parse_share(str(data.eval)), seed)
     common = splits.overlap(train, [*held, *test])
     held = splits.subset(held, max_eval_rows, seed)
-    return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, common)
+    guarded = {name: splits.subset(rows, max_eval_rows, seed) for name, rows in guarded.items()}
+    return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, common, guarded)
+
+
+def _named(blocks: list[Source]) -> dict[str, Source]:
+    """Sources by the name of their file, with a number where two have the same."""
+    named: dict[str, Source] = {}
+    for block in blocks:
+        stem = Path(block.path).stem
+        same = sum(name == stem or name.startswith(f"{stem}_") for name in named)
+        named[f"{stem}_{same + 1}" if same else stem] = block
+    return named
 
 
 def _read(
@@ -156,7 +179,7 @@ def _read(
             unseen -= row.values.keys()
             sample = to_sample(row, chosen, mapping, shown)
             if isinstance(sample, Sample):
-                samples.append(sample)
+                samples.append(sample if block.weight == 1 else replace(sample, weight=block.weight))
             else:
                 problems += sample
         formats.append(chosen)
@@ -173,6 +196,8 @@ def build_data(
     renderer: Renderer,
     objective: Objective,
     *,
+    accepted: frozenset[str],
+    guard: Sequence[str | Source],
     max_length: int,
     seed: int,
     max_eval_rows: int | None,
@@ -184,7 +209,9 @@ def build_data(
     Raises:
         DataError: rows that cannot be read, rendered or fitted, or nothing is left to learn.
     """
-    samples = read_samples(data, folder, accepted=objective.formats, seed=seed, max_eval_rows=max_eval_rows, tick=tick)
+    samples = read_samples(
+        data, folder, accepted=accepted, seed=seed, max_eval_rows=max_eval_rows, tick=tick, guard=guard
+    )
     labels = samples.labels
     problems: list[RowProblem] = []
     encoder = Encoder(data, objective, renderer, max_length, labels, encoder_decoder)
@@ -199,11 +226,14 @@ def build_data(
             return None
 
     train, held, test = encoded("train", samples.train), encoded("eval", samples.eval), encoded("test", samples.test)
+    guarded = {name: encoded(f"guard {name}", rows) for name, rows in samples.guard.items()}
     if problems or train is None:  # without rows, reading has failed before
         raise DataError(problems=problems)
     _note(train.report, samples)
+    train = _weighted(train, seed)
     template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
-    return Dataset(train, held, test, samples.formats, template, labels)
+    kept = {name: split for name, split in guarded.items() if split is not None}
+    return Dataset(train, held, test, samples.formats, template, labels, kept)
 
 
 @dataclass(frozen=True)
@@ -257,6 +287,17 @@ def encode_split(name: str, rows: list[Sample], encoder: Encoder, *, tick: Tick)
     if not examples:
         raise DataError(f"data.{name}: no row is left to learn from: {report.dropped}. See data.overlong.")
     return Split(examples, rows, report)
+
+
+def _weighted(train: Split, seed: int) -> Split:
+    """The training split with each source as often as its weight says."""
+    weights = {(s.row.file, s.row.number): s.weight for s in train.samples if s.weight != 1}
+    if not weights:
+        return train
+    examples = splits.weighted(train.examples, weights, seed)
+    train.report.notes.append(f"weights: an epoch has {len(examples)} examples, made of {len(train.examples)}.")
+    train.report.count(examples)
+    return replace(train, examples=examples)
 
 
 def _note(report: Report, samples: Samples) -> None:

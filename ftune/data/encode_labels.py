@@ -53,10 +53,10 @@ def encode_row_labels(
         if isinstance(found, RowProblem):
             problems.append(found)
             continue
-        ids = _fitted(sample, ids, how, report, problems)
-        if ids is not None:
+        fitted = _fitted(sample, ids, how, report, problems)
+        if fitted is not None:
             every = np.ones(len(found), dtype=bool)
-            examples.append(Example(ids, every, 0, sample.row.file, sample.row.number, labels=found))
+            examples.append(Example(fitted, every, 0, sample.row.file, sample.row.number, labels=found))
     return _finished(examples, report, problems)
 
 
@@ -189,7 +189,7 @@ def _fitted(
         return ids
     report.truncated += 1
     report.truncated_rows += [place][: DataError.SHOWN - len(report.truncated_rows)]
-    return ids[_kept(length, how)]
+    return np.asarray(ids[_kept(length, how)])
 
 
 def _kept(length: int, how: Labelling) -> np.ndarray:

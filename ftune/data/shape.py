@@ -55,6 +55,7 @@ class Sample:
         text_pair: a second text that the label belongs to as well.
         label: the label, all labels, or the number, as the row has it; the tags of token_labels.
         words: of token_labels.
+        weight: how often an epoch sees it.
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
     """
@@ -65,6 +66,7 @@ class Sample:
     text_pair: str = ""
     label: str | tuple[str, ...] | float | None = None
     words: tuple[str, ...] = ()
+    weight: float = 1.0
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
 
@@ -172,7 +174,9 @@ def _labelled(
     if isinstance(found, list):
         return [*problems, *found]
     fields = {**values, **texts}
-    return problems or Sample(row, label=found.label, words=found.words, fields=fields, shown=shown, **texts)
+    text, pair = texts.get("text", ""), texts.get("text_pair", "")
+    sample = Sample(row, text=text, text_pair=pair, label=found.label, words=found.words, fields=fields, shown=shown)
+    return problems or sample
 
 
 def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ftune.data.encode import Example
 from ftune.data.read import Row
 from ftune.data.shape import Sample
 from ftune.errors import DataError
@@ -57,6 +58,27 @@ def subset(samples: Sequence[Sample], max_rows: int | None, seed: int) -> list[S
     places = [f"{Path(sample.row.file).name}:{sample.row.number}" for sample in samples]
     ranked = sorted(range(len(samples)), key=lambda i: _rank(seed, places[i]))
     return [samples[i] for i in sorted(ranked[:max_rows])]
+
+
+def weighted(examples: Sequence[Example], weights: Mapping[tuple[str, int], float], seed: int) -> list[Example]:
+    """Each example as often as the weight of its row says; of what is left of a weight, that share, drawn by the seed.
+
+    0.25 takes a quarter of a source's examples, 2.5 takes all twice and a half of them once more.
+
+    Args:
+        examples: of all sources.
+        weights: of rows by file and number, where it is not 1.
+        seed: of the draw.
+    """
+    chosen: list[int] = []
+    groups: dict[float, list[int]] = {}
+    for i, example in enumerate(examples):
+        groups.setdefault(weights.get((example.file, example.number), 1.0), []).append(i)
+    for weight, members in groups.items():
+        whole, rest = int(weight), weight - int(weight)
+        ranked = sorted(members, key=lambda i: _rank(seed, f"{Path(examples[i].file).name}:{examples[i].number}:{i}"))
+        chosen += members * whole + ranked[: round(rest * len(members))]
+    return [examples[i] for i in sorted(chosen)]
 
 
 def overlap(train: Sequence[Sample], held: Sequence[Sample]) -> int:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ftune.objectives import Objective
+
 FAMILIES = ("decoder", "encoder", "encoder_decoder")
 """How a transformer is built; `ftune.model.family_of` reads it off a configuration."""
 
@@ -54,6 +56,19 @@ class Method(BaseModel):
     """Default learning rate, used when the recipe says `auto`."""
     learning_rate_evidence: ClassVar[str]
     """Where that default comes from; the plan prints it."""
+
+    @property
+    def learner(self) -> Method:
+        """The method that holds the weights: this one, unless it is a preset that is laid over another."""
+        return self
+
+    def accepts(self, formats: frozenset[str]) -> frozenset[str]:
+        """Which of an objective's row formats it takes."""
+        return formats
+
+    def default_metrics(self, objective: Objective) -> tuple[str, ...]:
+        """What `eval.metrics: auto` computes."""
+        return objective.forward_metrics
 
     @classmethod
     def refusal(cls, objective: str, family: str) -> str | None:

@@ -9,7 +9,7 @@ Tensors: B rows, T positions of the encoder, U positions of the decoder, V vocab
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -92,7 +92,8 @@ class Seq2SeqLM(Objective):
         from torch.nn.functional import cross_entropy
 
         answer, is_target = batch["answer"], batch["is_target"]
-        start = torch.full_like(answer[:, :1], int(model.config.decoder_start_token_id))  # type: ignore[union-attr]
+        config: Any = model.config
+        start = torch.full_like(answer[:, :1], int(config.decoder_start_token_id))
         logits = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -132,7 +133,9 @@ def _parts(total: int, count: int, random: np.random.Generator, *, empty_ends: b
     import numpy as np
 
     spare = 2 if empty_ends else 0  # lend each end one, and take it back
-    cuts = np.sort(random.choice(total + spare - 1, size=count - 1, replace=False)) + 1 if count > 1 else []
+    cuts: list[int] | np.ndarray = (
+        np.sort(random.choice(total + spare - 1, size=count - 1, replace=False)) + 1 if count > 1 else []
+    )
     parts = np.diff([0, *cuts, total + spare])
     if empty_ends:
         parts[0] -= 1
