@@ -30,6 +30,7 @@ _DECODER = {
     "num_key_value_heads": 2,
     "initializer_range": 0.1,
     "max_position_embeddings": 2048,
+    "classifier_dropout": 0.0,
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {**_DECODER, "tie_word_embeddings": False},
@@ -44,6 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {
         "vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024,
         "initializer_range": 0.1, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "classifier_dropout": 0.0,
     },
     "bert": {
         "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

@@ -46,7 +46,7 @@ def _axes(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
         message = f"{method.learner.name} does not learn from {objective.name}. It works with: {works}."
         yield Problem("method.weights", message)
     accepted = method.accepts(objective.formats)
-    if data.format != "auto" and data.format not in accepted:
+    if accepted and data.format != "auto" and data.format not in accepted:
         works = ", ".join(sorted(accepted))
         who = objective.name if accepted == objective.formats else f"method {method.name} with {objective.name}"
         yield Problem("data.format", f"{data.format} rows do not fit {who}. Expected one of: {works}.")

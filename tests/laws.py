@@ -28,6 +28,7 @@ from ftune.signals import StopFlag
 
 FAMILIES = ("llama", "gpt2", "qwen3", "gemma3")
 """llama has its own head; the heads of the others are their embeddings; gpt2 has Conv1D, gemma3 sliding windows."""
+DEEP = ("full", "lora")
 BLOCKS: dict[str, dict[str, Any]] = {"lora": {"rank": 4, "alpha": 8}}
 """Settings of methods whose defaults do not suit a tiny model."""
 LEARNING = {
@@ -63,13 +64,8 @@ class Cell:
 
 
 def plain_cells() -> list[Cell]:
-    """Every method that there is, on every family."""
-    return [
-        Cell(name, family, {"name": name, **BLOCKS.get(name, {})})
-        for name in methods.names()
-        if "causal_lm" in methods.load(name).objectives
-        for family in FAMILIES
-    ]
+    """The methods that are looked at closest, on every family; `matrix` has all methods on all objectives."""
+    return [Cell(name, family, {"name": name, **BLOCKS.get(name, {})}) for name in DEEP for family in FAMILIES]
 
 
 def lora_cells() -> list[Cell]:

@@ -176,35 +176,62 @@ def _shown(name: str, value: Any) -> str:
 
 @guarded
 def methods_cli(json: Json = False) -> None:
-    """List the methods: what learns, from which objectives, whether it merges, and the paper."""
+    """List the methods: what learns, what merges, the paper, and which objectives work on which models."""
     from ftune import methods
 
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "learns": method.learns,
-            "objectives": sorted(method.objectives),
-            "mergeable": method.mergeable,
-            "learning_rate": method.learning_rate,
-            "paper": method.paper,
-        }
-        for name in methods.names()
-        for method in (methods.load(name),)
-    ]
+    rows = [_method_row(name) for name in methods.names()]
     if json:
         print_json({"methods": rows})
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for column in ("method", "what learns", "objectives", "merges", "learning rate", "paper"):
+    console = Console(highlight=False)
+    table = Table(title="methods")
+    for column in ("method", "what learns", "merges", "learning rate", "paper"):
         table.add_column(column, overflow="fold")
     for row in rows:
         merges = "yes" if row["mergeable"] else "no"
-        objectives = ", ".join(row["objectives"])
-        table.add_row(row["name"], row["learns"], objectives, merges, f"{row['learning_rate']:g}", row["paper"])
-    Console(highlight=False).print(table)
+        table.add_row(row["name"], row["learns"], merges, f"{row['learning_rate']:g}", row["paper"])
+    console.print(table)
+    grid = Table(title="objectives: D on decoders, E on encoders, ED on encoder-decoders")
+    objectives = list(rows[0]["cells"])
+    for column in ("method", *objectives):
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        cells = row["cells"].values()
+        grid.add_row(row["name"], *(" ".join(_SHORT[f] for f, why in cell.items() if why is None) for cell in cells))
+    console.print(grid)
+
+
+_SHORT = {"decoder": "D", "encoder": "E", "encoder_decoder": "ED"}
+
+
+def _method_row(name: str) -> dict[str, Any]:
+    """A method with, for each objective and family, null where it works and else the reason why not."""
+    from ftune import methods, objectives
+
+    method = methods.load(name)
+    cells: dict[str, dict[str, str | None]] = {}
+    for objective in objectives.names():
+        kind = objectives.load(objective)
+        cells[objective] = {
+            family: f"{objective} is not for {family.replace('_', '-')}s"
+            if family not in kind.families
+            else f"{name} does not learn from {objective}"
+            if objective not in method.objectives
+            else method.refusal(objective, family)
+            for family in methods.FAMILIES
+        }
+    return {
+        "name": name,
+        "learns": method.learns,
+        "objectives": sorted(method.objectives),
+        "cells": cells,
+        "mergeable": method.mergeable,
+        "learning_rate": method.learning_rate,
+        "paper": method.paper,
+    }
 
 
 @guarded

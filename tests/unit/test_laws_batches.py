@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from bench import bench, two_steps
-from laws import BLOCKS, FAMILIES, ROWS, Shared, events, ftune, python, recipe, train
+from laws import BLOCKS, DEEP, FAMILIES, ROWS, Shared, events, ftune, python, recipe, train
 
-from ftune import methods
 from ftune.load import Loaded
 
-METHODS = [name for name in methods.names() if "causal_lm" in methods.load(name).objectives]
+METHODS = DEEP
 CUTS = [(1, 8), (2, 4), (3, 3), (8, 1)]
 """(micro-batch, accumulation) of eight rows on one process."""
 RANKS = str(Path(__file__).parents[1] / "ranks.py")

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 from bases import noisy
-from laws import FAMILIES, Shared, events, ftune, train
+from laws import DEEP, FAMILIES, Shared, events, ftune, train
 
-from ftune import methods
 from ftune.errors import Interrupted
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.signals import StopFlag
 
 STEPS = 12
-METHODS = [name for name in methods.names() if "causal_lm" in methods.load(name).objectives]
+METHODS = DEEP
 VARIANTS = {"pissa": {"init": "pissa"}, "dora": {"dora": True}, "new_tokens": {"new_tokens": ["<call>"]}}
 ROWS = [{"prompt": "x" * (i % 5) + "?", "completion": f"<call>{i}" + "!" * (i % 4)} for i in range(13)]
 """13 rows in batches of 4: the last window of each of the three epochs holds one row."""
