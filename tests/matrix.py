@@ -1,6 +1,7 @@
 """Every legal cell of method x objective x model family, as a recipe on a tiny random model.
 
-A cell is legal when the method lists the objective and does not refuse it on the family, and transformers has the class.
+A cell is legal when the method lists the objective and does not refuse it on the family, and transformers has the
+class.
 """
 
 from __future__ import annotations
@@ -40,16 +41,24 @@ LEARNING = {
 """Names of what learns besides a fresh head, by method. A new method states its own here."""
 HEAD = r"(.+\.)?(score|classifier|classification_head|pooler)\..+"
 WORDS = ["red", "green", "blue", "of", "the", "sea"]
+TAGS = ["B-x", "O", "I-x", "O", "B-y"]
+
+
+def _tagged(i: int) -> dict[str, Any]:
+    words = WORDS[i % 3 : 2 + i % 4 + i % 3]
+    return {"tokens": words, "tags": TAGS[: len(words)]}
+
+
+_QUESTIONS = [(f"{i} + {3 * i}" + " =" * (i % 3), f"{4 * i}" + "!" * (i % 4)) for i in range(11)]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": " ".join(WORDS[: 2 + i % 5]) + f" {i * 7}"} for i in range(11)],
-    "prompt_completion": [{"prompt": f"{i} + {3 * i}" + " =" * (i % 3), "completion": f"{4 * i}" + "!" * (i % 4)} for i in range(11)],
-    "pairs": [{"source": f"{i} + {3 * i}" + " =" * (i % 3), "target": f"{4 * i}" + "!" * (i % 4)} for i in range(11)],
-    "classification": [{"text": f"{WORDS[i % 3]} {WORDS[i % 5]} " * (1 + i % 3), "label": WORDS[i % 3]} for i in range(11)],
-    "token_labels": [
-        {"tokens": WORDS[i % 3 : 2 + i % 4 + i % 3], "tags": ["B-x", "O", "I-x", "O", "B-y"][: len(WORDS[i % 3 : 2 + i % 4 + i % 3])]}
-        for i in range(11)
+    "prompt_completion": [{"prompt": question, "completion": answer} for question, answer in _QUESTIONS],
+    "pairs": [{"source": question, "target": answer} for question, answer in _QUESTIONS],
+    "classification": [
+        {"text": f"{WORDS[i % 3]} {WORDS[i % 5]} " * (1 + i % 3), "label": WORDS[i % 3]} for i in range(11)
     ],
-}  # fmt: skip
+    "token_labels": [_tagged(i) for i in range(11)],
+}
 """Eleven uneven rows of each format."""
 
 

@@ -56,25 +56,23 @@ def single_label(
     }
     values = {name: float(measure()) for name, measure in measures.items() if name in metrics}
 
+    counters = _counters(labels, predicted, scores.shape[1]) if intervals else ()
+
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return _of_counts(*_class_counts(weights, labels, predicted, scores.shape[1]))
+        return _of_counts(*((counter @ weights.T).T for counter in counters))
 
     found = bootstrap(values, statistic, len(labels), intervals=intervals)
     return found | (_auroc(scores, labels, intervals) if "auroc" in metrics else {})
 
 
-def _class_counts(
-    weights: np.ndarray, labels: np.ndarray, predicted: np.ndarray, num_classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of each class, rows predicted as it, and rows where both agree; each [R, C]."""
+def _counters(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[Any, ...]:
+    """Sparse [C, N] matrices that count rows of each class, rows predicted as it, and rows where both agree."""
     from scipy.sparse import csr_array
 
-    def counts(classes: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        one_hot = csr_array((counted, (classes, np.arange(len(classes)))), shape=(num_classes, len(classes)))
-        return np.asarray((one_hot @ weights.T).T)
-
-    every = np.ones(len(labels))
-    return counts(labels, every), counts(predicted, every), counts(labels, (labels == predicted).astype(np.float64))
+    rows, shape = np.arange(len(labels)), (num_classes, len(labels))
+    every, right = np.ones(len(labels)), (labels == predicted).astype(np.float64)
+    cases = ((every, labels), (every, predicted), (right, labels))
+    return tuple(csr_array((counted, (classes, rows)), shape=shape) for counted, classes in cases)
 
 
 def _of_counts(rows: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:

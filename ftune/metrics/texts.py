@@ -4,7 +4,7 @@
 to 100, as they are published. With several references, BLEU and chrF use them in the way of sacrebleu, and the others
 take the best. An empty answer scores 0.
 
-Arrays: N rows, R resamples, K sums that a score of the whole set is made of.
+Arrays: N rows, R resamples.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ftune.metrics.bootstrap import bootstrap, divide
 References = Sequence[str] | Sequence[Sequence[str]]
 """One text a row, or one or more texts a row."""
 ROUGE = ("rouge1", "rouge2", "rougeL")
-CHRF_ORDER = 6
-CHRF_BETA = 2
+CHRF_ORDER, CHRF_BETA = 6, 2
+"""Longest n-gram of characters and weight of recall: the defaults of sacrebleu."""
 
 
 def texts(
@@ -52,21 +52,13 @@ def texts(
         return {}
     expected = _listed(references)
     rows = _row_scores(predicted, expected, metrics)
-    values = {name: float(row.mean()) for name, row in rows.items()}
-    sums: dict[str, np.ndarray] = {}
-    of_sums = {"bleu": _bleu_of_sums, "chrf": _chrf_of_sums}
-    if "bleu" in metrics:
-        sums["bleu"] = _bleu_sums(predicted, expected)
-        values["bleu"] = float(_bleu_of_sums(sums["bleu"].sum(axis=0, keepdims=True))[0])
-    if "chrf" in metrics:
-        values["chrf"] = _chrf(predicted, expected)
-        if intervals:
-            sums["chrf"] = _chrf_sums(predicted, expected)
+    sums = {name: row_sums(predicted, expected) for name, (row_sums, _) in WHOLE_SET.items() if name in metrics}
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         means = {name: weights @ row / len(row) for name, row in rows.items()}
-        return means | {name: of_sums[name](weights @ columns) for name, columns in sums.items()}
+        return means | {name: WHOLE_SET[name][1](weights @ columns) for name, columns in sums.items()}
 
+    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(predicted)))).items()}
     return bootstrap(values, statistic, len(predicted), intervals=intervals)
 
 
@@ -99,9 +91,9 @@ def token_f1(predicted: str, references: Sequence[str]) -> float:
     Words are what is left, as a bag, of the lower-cased text without ASCII punctuation and without a, an, the. Where a
     side has no words left, the score is 1 if the other has none either. An empty answer scores 0.
     """
-    answer = _words(predicted)
     if not predicted.strip():
         return 0.0
+    answer = _words(predicted)
     return max(_overlap(answer, _words(reference)) for reference in references)
 
 
@@ -171,12 +163,6 @@ def _bleu_of_sums(sums: np.ndarray) -> np.ndarray:
     return np.array(scores)
 
 
-def _chrf(predicted: Sequence[str], expected: list[list[str]]) -> float:
-    from sacrebleu.metrics import CHRF
-
-    return float(CHRF().corpus_score(list(predicted), _streams(expected)).score)
-
-
 def _chrf_sums(predicted: Sequence[str], expected: list[list[str]]) -> np.ndarray:
     """Character n-grams of the answer, of its best reference, and of both, for the orders 1 to 6: [N, 18]."""
     from sacrebleu.metrics import CHRF
@@ -194,7 +180,7 @@ def _chrf_sums(predicted: Sequence[str], expected: list[list[str]]) -> np.ndarra
             strict=True,
         )
         for order, (answered, referred) in enumerate(orders):
-            # n-grams of an order that the reference has none of do not count, as in sacrebleu
+            # As in sacrebleu, an order does not count where the reference is too short for it.
             answer_count = answered.total() if referred else 0
             sums[row, order] = answer_count, referred.total(), (answered & referred).total()
     return sums.reshape(len(predicted), -1)
@@ -210,3 +196,7 @@ def _chrf_of_sums(sums: np.ndarray) -> np.ndarray:
     weight = CHRF_BETA**2
     f_measure = divide((1 + weight) * precision * recall, weight * precision + recall)
     return np.asarray(100 * np.nan_to_num(f_measure))
+
+
+WHOLE_SET = {"bleu": (_bleu_sums, _bleu_of_sums), "chrf": (_chrf_sums, _chrf_of_sums)}
+"""Metrics that are no means over rows: the sums that each row adds, and the score of their totals."""

@@ -17,7 +17,7 @@ from ftune.load import Loaded
 
 STEPS = 20
 BATCH = 8
-METHODS = [name for name in ("full", "lora") if name in methods.names()]
+METHODS = DEEP
 
 
 def asked(folder: Path, method: str, family: str, accumulation: int, warmup: int = 3) -> Loaded:

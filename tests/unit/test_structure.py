@@ -17,7 +17,7 @@ PACKAGE = ROOT / "ftune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"lookup", "quantities", "targets"},
+    {"lookup", "quantities", "targets", "metrics"},
     {"methods", "objectives"},
     {"recipe"},
     {"explain", "consistency", "yaml_file"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"plan"},
     {"manifest", "disk"},
     {"model", "optim", "device", "state", "store"},
-    {"loop", "evaluation"},
+    {"loop", "evaluation", "features"},
     {"target", "listener", "locking"},
     {"prepare", "report", "drift"},
     {"provenance"},
@@ -37,7 +37,8 @@ LAYERS = [
     {"__main__", "__init__"},
 ]
 """From the bottom up: a file may import its own layer's files and those below."""
-HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "scipy", "matplotlib", "pyarrow"}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "scipy", "matplotlib", "pyarrow",
+         "sklearn", "sacrebleu", "rouge_score", "nervaluate", "nltk"}  # fmt: skip
 LONGER_FILES = {
     "run.py": "one story, from start to checkpoint, that is clearer in one place",
     "store.py": "all durable writes are in one file on purpose",
