@@ -125,7 +125,8 @@ def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
 
 def _generation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     objective = recipe.objective
-    metrics = () if recipe.eval.metrics == "auto" else tuple(recipe.eval.metrics)
+    auto = recipe.eval.metrics == "auto"
+    metrics = recipe.method.default_metrics(objective) if auto else tuple(recipe.eval.metrics)
     known = (*objective.forward_metrics, *objective.generation_metrics)
     for metric in metrics:
         if metric not in known:

@@ -127,7 +127,7 @@ def _open_mergeable(run: Path) -> tuple[Target, Record]:
         raise AssertionError(f"a {kind} without a recipe")
     method = target.record.recipe.learner
     if not method.mergeable:
-        raise NotMergeable(f"{run}: method {method.name} cannot be merged into its base. Load it beside the base.")
+        method.merge(target.model)  # raises, and says why
     return target, target.record
 
 

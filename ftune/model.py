@@ -195,12 +195,9 @@ def auto_class(head: Head, config: PreTrainedConfig) -> Any:
     import transformers
 
     name = head.auto_class
-    if name == "AutoModelForCausalLM" and config.get_text_config() is not config:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-        name = (
-            "AutoModelForImageTextToText" if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else name
-        )
+    multimodal = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if name == "AutoModelForCausalLM" and type(config) in multimodal and config.get_text_config() is not config:
+        name = "AutoModelForImageTextToText"
     kind = getattr(transformers, name)
     if type(config) not in kind._model_mapping:
         what = name.removeprefix("AutoModelFor")

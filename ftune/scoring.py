@@ -231,7 +231,10 @@ def answer(
 def _rendered(target: Target, prompt: str) -> str:
     """One user turn, through the template of training. A prompt template sees the text in every column it names."""
     row = Row("--prompt", 1, {})
-    fields = dict.fromkeys(("prompt", "instruction", "text", "question"), prompt) | {"input": "", "system": ""}
+    fields = dict.fromkeys(("prompt", "instruction", "text", "question", "source"), prompt) | {
+        "input": "",
+        "system": "",
+    }
     if target.record is not None:
         fields |= dict.fromkeys(set(target.record.recipe.data.columns.values()), prompt)
     try:

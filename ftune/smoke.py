@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 ROWS = "[:32]"
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 128}  # fmt: skip
-_FAMILY_WORDS = {"gpt2": "gpt2", "qwen": "qwen3", "gemma": "gemma3"}
+_FAMILY_WORDS = {"gpt2": "gpt2", "qwen": "qwen3", "gemma": "gemma3", "bert": "bert", "minilm": "bert",
+                 "roberta": "bert", "modernbert": "bert", "distilbert": "bert", "t5": "t5", "bart": "bart"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,14 @@ def tiny_version(loaded: Loaded, folder: Path) -> Loaded:
     recipe = loaded.recipe
     name = _tiny_model(recipe, loaded.folder, folder)
     data = recipe.data
+    labelled = recipe.objective.encoding in ("row_labels", "token_labels")
     small_data = data.model_copy(
         update={
-            "train": _few(data.train),
+            "train": data.train if labelled else _few(data.train),  # a few rows would lack labels of the others
             "eval": data.eval if is_share(data.eval) else _few(data.eval),
             "test": _few(data.test),
             "max_length": "auto",
-            "overlong": None if data.format == "text" else "truncate",  # a byte tokenizer makes rows longer
+            "overlong": "truncate",  # a byte tokenizer makes rows longer, and one window of a text is enough
         }
     )
     batch = min(4, recipe.train.batch_size)
@@ -120,7 +122,9 @@ def tiny_version(loaded: Loaded, folder: Path) -> Loaded:
     train_section = recipe.train.model_copy(
         update={"duration": "2 steps", "batch_size": batch, "micro_batch_size": 2, "max_minutes": None, "warmup": 0}
     )
-    evaluation = recipe.eval.model_copy(update={"every": 1, "max_rows": 4, "max_new_tokens": 4})
+    evaluation = recipe.eval.model_copy(
+        update={"every": 1, "max_rows": 4, "max_new_tokens": 4, "guard": [_few(s) for s in recipe.eval.guard]}
+    )
     small = recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"name": name, "revision": None, "init": "pretrained"}),

@@ -39,11 +39,17 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     if model.get_output_embeddings() is not None:
         return []
     body = model.base_model
-    outside = [] if body is model else [
-        name for name, child in model.named_children() if child is not body and any(True for _ in child.parameters())
-    ]
+    outside = (
+        []
+        if body is model
+        else [
+            name
+            for name, child in model.named_children()
+            if child is not body and any(True for _ in child.parameters())
+        ]
+    )
     pooler = next((name for name, _ in model.named_modules() if leaf(name) == "pooler"), None)
-    return outside if pooler is None else [*outside, pooler]
+    return outside if pooler is None or pooler in outside else [*outside, pooler]
 
 
 def matching(modules: Mapping[str, Any], endings: Iterable[str] | None) -> dict[str, Any]:
@@ -114,15 +120,19 @@ def blocks(model: PreTrainedModel) -> dict[str, Any]:
     """The transformer blocks by name, in the order of the model; an encoder's come before its decoder's.
 
     They are the elements of the outermost `ModuleList`s, or of a list right inside that holds whole blocks (ALBERT).
-    A block that runs several times is there once.
+    A block that runs several times is there once. In models that read images or sound as well, only the language
+    model counts, which alone learns from text.
     """
     import torch
 
     width, found = width_of(model), dict[str, Any]()
+    mixed = not model.config.is_encoder_decoder and model.config.get_text_config() is not model.config
+    language = {id(module) for module in (model.get_decoder() if mixed else model).modules()}
     lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) and all(len(_linear_in(m)) > 1 for m in module)
+        if isinstance(module, torch.nn.ModuleList) and len(module) and id(module) in language
+        if all(len(_linear_in(element)) > 1 for element in module)
     }
     for outer in [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]:
         inside = [name for name in lists if name.startswith(f"{outer}.")]

@@ -132,8 +132,10 @@ def card(report: Mapping[str, Any], folder: Path) -> Table:
     table.add_row("artefact", f"{shown}/model (step {report['model_step']})")
     table.add_row("report", f"{shown}/report.md, {shown}/loss.png")
     table.add_row("next", f"ftune eval {shown}")
-    table.add_row("", f"ftune generate {shown} --prompt '...'")
-    table.add_row("", f"ftune merge {shown}")
+    if report["writes"]:
+        table.add_row("", f"ftune generate {shown} --prompt '...'")
+    if report["mergeable"]:
+        table.add_row("", f"ftune merge {shown}")
     return table
 
 
