@@ -202,7 +202,7 @@ def generate(
     sampling: Mapping[str, Any] | None = None,
     raw: bool = False,
 ) -> list[str]:
-    """Continue rendered prompts, batched by length and padded on the left.
+    """Continue rendered prompts, or answer them with an encoder-decoder, batched by length.
 
     Args:
         model: in any mode; left as it was.
@@ -232,7 +232,7 @@ def generate(
         for start in range(0, len(order), batch_size):
             tick(start, len(order))
             rows = order[start : start + batch_size]
-            ids, mask = _left_padded([encoded[i] for i in rows], pad_id)
+            ids, mask = _side_by_side([encoded[i] for i in rows], pad_id, left=decodes)
             with torch.no_grad(), _own_settings_aside(model):
                 output = model.generate(  # type: ignore[operator]
                     input_ids=ids.to(device),
@@ -250,16 +250,17 @@ def generate(
     return answers
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, int64 [B, T], with pads before each prompt."""
+def _side_by_side(prompts: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, int64 [B, T], with pads before each prompt, or after it for an encoder."""
     import torch
 
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(prompts), width), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+        columns = slice(width - len(prompt), width) if left else slice(0, len(prompt))
+        ids[row, columns] = torch.tensor(prompt)
+        mask[row, columns] = 1
     return ids, mask
 
 

@@ -259,3 +259,26 @@ def test_law_14_an_illegal_cell_is_one_clear_error(
     assert len(caught.value.problems) == 1, caught.value
     text = str(caught.value)
     assert "works with" in text or "These do" in text or "transformers has no" in text or "Expected one of" in text
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(c, marks=() if str(c) in FAST else pytest.mark.e2e, id=str(c)) for c in ALL
+        if c.objective in ("causal_lm", "seq2seq_lm")
+    ],
+)  # fmt: skip
+def test_generation_in_batches_equals_one_by_one(shared: Shared, cell: Cell) -> None:
+    from ftune.evaluation import generate
+
+    target = open_target(trained(shared, cell) / "run")
+    prompts = ["a", "one two three", "12 + 30 =", "x" * 40]
+    answers = {
+        size: generate(
+            target.model, prompts, target.renderer, pad_id=target.pad_id, max_new_tokens=8, batch_size=size,
+            tick=lambda done, total: None,
+        )
+        for size in (1, 4)
+    }  # fmt: skip
+    assert answers[1] == answers[4]
+    assert len(answers[1]) == 4 and any(answers[1])
