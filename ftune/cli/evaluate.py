@@ -33,7 +33,7 @@ def eval_cli(
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Score the rows of this file instead.")] = None,
     metrics: Annotated[
-        str | None, typer.Option("--metrics", help="Comma-separated: loss, perplexity, bits_per_byte, exact_match.")
+        str | None, typer.Option("--metrics", help="Comma-separated names, such as loss,exact_match.")
     ] = None,
     max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="Score at most this many rows.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at a time; never changes results.")] = 8,

@@ -101,9 +101,11 @@ class TokenClassification(Objective):
         *,
         intervals: bool,
     ) -> dict[str, Score]:
-        """Spans and words."""
-        from ftune.metrics.spans import spans
+        """Spans and words; of labels that are no BIO tags, such as parts of speech, words only."""
+        from ftune.metrics.spans import not_bio, spans
 
+        if not_bio(labels):
+            metrics = [name for name in metrics if not name.startswith("span_")]
         predicted = [[labels[i] for i in row[row >= 0]] for row in outputs]
         gold = [[labels[i] for i in e.labels[e.is_target]] for e in examples if e.labels is not None]
         return spans(predicted, gold, metrics, intervals=intervals)

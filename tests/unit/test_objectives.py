@@ -294,3 +294,11 @@ def test_every_objective_says_what_it_is_for() -> None:
     for name in objectives.names():
         objective = objectives.load(name)()
         assert objective.families and objective.formats and objective.forward_metrics[0] == "loss"
+
+
+def test_tags_that_are_not_bio_are_scored_word_by_word(tmp_path: Path) -> None:
+    rows = [{"tokens": ["we", "met", "x"][: 1 + i % 3], "tags": ["PRON", "VERB", "X"][: 1 + i % 3]} for i in range(5)]
+    loaded = recipe(tmp_path, rows=rows, objective="token_classification", model="builtin:tiny-bert", method="full",
+                    data={"template": None, "eval": "rows.jsonl"}, eval={"every": 5})  # fmt: skip
+    metrics = train(loaded)["metrics"]["eval"]
+    assert metrics.keys() == {"loss", "token_accuracy"}
