@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftune import quantisation
 from ftune.data.build import Split
 from ftune.data.order import Draw
 from ftune.device import peak_memory_bytes
@@ -22,7 +24,8 @@ from ftune.loop import training_module
 from ftune.manifest import verify
 from ftune.model import cast_weights, load_trainable
 from ftune.report import Report, data_summary, draw_loss, read_metrics, to_markdown
-from ftune.target import SIDECAR, Target, open_target, record_json
+from ftune.start import SIDECAR, record_json
+from ftune.target import Target, open_target
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +42,7 @@ def finish(run: Run) -> Report:
         publish_artefact(run, step)
     run.accelerator.wait_for_everyone()
     run.optimizer.state.clear()
+    quantisation.release(run.model)
     run.model.to("meta")  # the artefact is loaded next; two models need not fit
     target = open_target(run.folder)
     splits = {"eval": run.prepared.dataset.eval, "test": run.prepared.dataset.test}
@@ -179,6 +183,8 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "model": recipe.model.name,
         "method": recipe.method.name,
         "objective": recipe.objective.name,
+        "mergeable": recipe.learner.mergeable and not recipe.learner.standalone,
+        "writes": bool(recipe.objective.generation_metrics),
         "finished": state.finished,
         "steps": state.step,
         "model_step": step,
@@ -197,6 +203,7 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "tokens_per_second": state.tokens_seen / max(state.train_seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(plan.device),
         "planned_memory_bytes": sum(plan.memory_bytes.values()),
+        "details": recipe.learner.bound(recipe.objective).details(run.model),
         "data": {name: data_summary(split) for name, split in splits.items() if split is not None},
     }
 
@@ -204,6 +211,23 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
 def _write_report(run: Run, report: Report) -> None:
     """`report.json` last: it marks the run as complete."""
     draw_loss(read_metrics(run.folder / "metrics.jsonl"), run.folder / "loss.png")
-    run.store.write_text("report.md", to_markdown(report, run.plan))
+    run.store.write_text("report.md", to_markdown(report, run.plan) + _details(report["details"]))
     run.log("finish", finished=report["finished"])
     run.store.write_json("report.json", report)
+
+
+def _details(details: Mapping[str, Any]) -> str:
+    """What the method tells, for people: a line each, and tables."""
+    lines = ["", "## Method", ""] if details else []
+    tables = {name: rows for name, rows in details.items() if isinstance(rows, list) and isinstance(rows[0], dict)}
+    lines += [f"- {name}: {_cell(value)}" for name, value in details.items() if name not in tables]
+    for name, rows in tables.items():
+        lines += ["", f"{name}:", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+        lines += [f"| {' | '.join(map(_cell, row.values()))} |" for row in rows]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

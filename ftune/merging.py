@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from ftune.base import load_config
 from ftune.device import torch_dtype
-from ftune.errors import ArtifactError, NotMergeable, Problem, RecipeError
+from ftune.errors import ArtifactError, Problem, RecipeError
 from ftune.finish import _write_json, write_artefact
 from ftune.manifest import sha256_of
-from ftune.model import auto_class, cast_weights, load_config
+from ftune.methods import Method
+from ftune.model import auto_class, cast_weights
 from ftune.objectives import Head
 from ftune.plan import Dtype
+from ftune.start import SIDECAR, Record, checked_start, load_start, record_json, start_of
 from ftune.store import OnOperation, Store
-from ftune.target import SIDECAR, Record, Target, kind_of, open_target, record_json, start_of
+from ftune.target import Target, kind_of, open_target
+from ftune.witness import Witness
 
 if TYPE_CHECKING:
     import torch
 
+BaseWeights = Literal["dequantized", "original"]
 EXACT = 1e-5
 """Largest logit difference, relative to the largest logit, between the merged and the trained function in fp32."""
-PROBES = ("The quick brown fox jumps over the lazy dog.", "1 + 1 = 2, and 12 * 12 = 144.", "def f(x):\n    return x")
-NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,12 @@ class MergeResult:
     Args:
         folder: the plain model.
         base: the model it was merged into.
+        base_weights: `published`; of a quantised base `dequantized`, what was trained on, or `original`.
+        opens_with: transformers' auto class.
         dtype: type of the weights written.
-        max_difference, mean_difference: of logits on probe text, merged against trained, both in fp32.
+        max_difference, mean_difference: of logits on probe text in fp32, merged against what was merged: the trained
+            function, or with `original` the adapter on the original base.
+        drift: largest difference to the trained function; that of rounding where the base was quantised.
         cast_max_difference: the same once the weights are in `dtype`; rounding, not error.
         token_agreement: share of greedy tokens on probe text that the written model and the trained one agree on.
         sha256: of the weights file.
@@ -44,9 +51,12 @@ class MergeResult:
 
     folder: str
     base: str
+    base_weights: str
+    opens_with: str
     dtype: str
     max_difference: float
     mean_difference: float
+    drift: float
     cast_max_difference: float
     token_agreement: float
     sha256: str
@@ -63,17 +73,17 @@ def merge(
     *,
     dtype: Dtype | None,
     tick: Callable[[str], None],
+    base: BaseWeights | None = None,
     on_operation: OnOperation | None = None,
 ) -> MergeResult:
-    """Merge what `run` (a run, checkpoint or adapter folder of ftune) learned into its base.
-
-    The sum is made in fp32 and cast last. The folder appears only after it was read back and compared.
+    """Merge what `run` learned into its base, in fp32 and cast last; nothing appears before it was read back.
 
     Args:
         run: TARGET.
         out: the folder to write; None is `merged` inside the run.
         dtype: type of the written weights; None takes the base's own.
         tick: told what is going on; may raise to stop.
+        base: of a quantised model, the weights to merge into; None is `dequantized`, the function that was trained.
         on_operation: fault injection for tests.
 
     Raises:
@@ -84,18 +94,19 @@ def merge(
 
     started = time.monotonic()
     tick("loading")
-    target, record = _open_mergeable(run)
+    target, record = _open_mergeable(run, base)
     folder = (run / "merged" if out is None else out).absolute()
     _refuse_foreign(folder)
     tick("computing logits of the trained model")
-    witness = _Witness.of(target, record)
+    witness = trained = Witness.of(target, record)
+    method = record.recipe.learner
+    if base == "original":
+        tick("loading the original base")
+        method, target = _on_original(run, target, record)
+        witness = Witness.of(target, record)
     tick("merging")
-    merged = record.recipe.learner.merge(target.model)
-    differences = witness.differences(merged)
-    limit = EXACT * max(1.0, witness.largest)
-    if not float(differences.max()) <= limit:  # also when it is no number
-        found = f"merged and trained logits differ by {float(differences.max()):.2e}, more than {limit:.0e}"
-        raise ArtifactError(f"{run}: {found}. Nothing was written.")
+    merged = method.merge(target.model)
+    differences, drift = _checked(run, witness, merged), trained.differences(merged)
     chosen = torch_dtype(dtype) if dtype is not None else _published_dtype(record)
     cast_weights(merged, chosen)
     tick("writing")
@@ -105,17 +116,34 @@ def merge(
     return MergeResult(
         folder=str(folder),
         base=record.recipe.model.name,
+        base_weights="published" if record.recipe.learner.quantised_bits is None else base or "dequantized",
+        opens_with=_auto_class(folder, record.head(target.tokenizer)).__name__,
         dtype=str(chosen).removeprefix("torch."),
         max_difference=float(differences.max()),
         mean_difference=float(differences.mean()),
+        drift=float(drift.max()),
         cast_max_difference=float(witness.differences(written).max()),
-        token_agreement=witness.agreement(written),
+        token_agreement=trained.agreement(written),
         sha256=sha256_of(next(iter(sorted(folder.glob("*.safetensors"))))),
         seconds=time.monotonic() - started,
     )
 
 
-def _open_mergeable(run: Path) -> tuple[Target, Record]:
+def _checked(run: Path, witness: Witness, merged: torch.nn.Module) -> torch.Tensor:
+    """Differences of logits, merged against what was merged.
+
+    Raises:
+        ArtifactError: they are more than rounding.
+    """
+    differences = witness.differences(merged)
+    limit = EXACT * max(1.0, witness.largest)
+    if not float(differences.max()) <= limit:  # also when it is no number
+        found = f"merged and trained logits differ by {float(differences.max()):.2e}, more than {limit:.0e}"
+        raise ArtifactError(f"{run}: {found}. Nothing was written.")
+    return differences
+
+
+def _open_mergeable(run: Path, base: BaseWeights | None) -> tuple[Target, Record]:
     """The trained model in fp32, and its recipe."""
     import torch
 
@@ -128,7 +156,34 @@ def _open_mergeable(run: Path) -> tuple[Target, Record]:
     method = target.record.recipe.learner
     if not method.mergeable:
         method.merge(target.model)  # raises, and says why
+    if base is not None and method.quantised_bits is None:
+        message = f"has no effect: the base of method {method.name} is not quantised. Leave it out."
+        raise RecipeError([Problem("", message, "--base")])
     return target, target.record
+
+
+def _on_original(run: Path, target: Target, record: Record) -> tuple[Method, Target]:
+    """The adapter on the base as it was published, which is another function than the one that was trained.
+
+    Raises:
+        NotMergeable: the adapter holds what quantisation took away.
+    """
+    import torch
+
+    folder = run / "model" if kind_of(run) == "run" else run
+    if not (folder / SIDECAR).is_file():
+        raise ArtifactError(f"{run}: --base original needs a finished run or its model/ folder.")
+    plain = record.recipe.learner.on_original_base()
+    head = record.head(target.tokenizer)
+    model = load_start(checked_start(record, run), head, torch.float32, record.recipe.seed, plain)
+    return plain, replace(target, model=plain.load(model, folder).eval())
+
+
+def _auto_class(folder: Path, head: Head) -> Any:
+    """What anybody opens the folder with, without ftune."""
+    from transformers import AutoConfig
+
+    return auto_class(head, AutoConfig.from_pretrained(folder))
 
 
 def _write(
@@ -153,61 +208,6 @@ def _write(
     disk.publish(folder.name, write, {**facts, "base": record.base_fingerprint})
 
 
-@dataclass(frozen=True)
-class _Witness:
-    """What the trained model says to probe texts, to hold others against.
-
-    Args:
-        ids: token ids of each text, [1, T].
-        logits: of each text in fp32, [1, T, V], or [1, K] of a head over the row.
-        greedy: how each goes on, `NEW_TOKENS` ids; None where the model does not predict the next token.
-    """
-
-    ids: list[torch.Tensor]
-    logits: list[torch.Tensor]
-    greedy: list[list[int]] | None
-
-    @classmethod
-    def of(cls, target: Target, record: Record) -> _Witness:
-        """Ask the target."""
-        import torch
-
-        continues = record.recipe.objective.encoding == "next_token"
-        tokens = target.renderer.prompt_ids if continues else target.renderer.encoder_ids
-        ids = [torch.tensor([tokens(text)]) for text in PROBES]
-        greedy = [_greedy(target.model, x) for x in ids] if continues else None
-        return cls(ids, [_logits(target.model, x) for x in ids], greedy)
-
-    @property
-    def largest(self) -> float:
-        """Largest absolute logit."""
-        return max(float(logits.abs().max()) for logits in self.logits)
-
-    def differences(self, model: torch.nn.Module) -> torch.Tensor:
-        """|logit - trained logit| of every text, position and token, in one row."""
-        import torch
-
-        pairs = zip(self.ids, self.logits, strict=True)
-        return torch.cat([(_logits(model, ids) - logits).abs().flatten() for ids, logits in pairs])
-
-    def agreement(self, model: torch.nn.Module) -> float:
-        """Share of the tokens or labels the trained model ranks first that `model` also does; of greedy ones if any."""
-        import torch
-
-        hits = total = 0
-        if self.greedy is None:
-            firsts = [
-                (_logits(model, x).argmax(-1) == y.argmax(-1)) for x, y in zip(self.ids, self.logits, strict=True)
-            ]
-            return float(torch.cat([same.flatten() for same in firsts]).float().mean())
-        for ids, tokens in zip(self.ids, self.greedy, strict=True):
-            whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
-            chosen = _logits(model, whole)[0, ids.shape[1] - 1 : -1].argmax(dim=-1)
-            hits += int((chosen == torch.tensor(tokens)).sum())
-            total += len(tokens)
-        return hits / total
-
-
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / SIDECAR).is_file() and any(folder.iterdir()):
         message = f"{folder} holds files that are no model of ftune. Choose another --out."
@@ -226,24 +226,6 @@ def _published_dtype(record: Record) -> torch.dtype:
     return cast("torch.dtype", getattr(torch, str(config.dtype or "float32").removeprefix("torch.")))
 
 
-def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    writes = model.config.is_encoder_decoder and model.get_output_embeddings() is not None  # type: ignore
-    more: dict[str, Any] = {"decoder_input_ids": ids, "use_cache": False} if writes else {}
-    with torch.no_grad():
-        return cast("torch.Tensor", model(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits.float())
-
-
-def _greedy(model: torch.nn.Module, ids: torch.Tensor) -> list[int]:
-    """Continuation without stopping, so that models are compared on equally many tokens."""
-    import torch
-
-    for _ in range(NEW_TOKENS):
-        ids = torch.cat([ids, _logits(model, ids)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
-    return [int(token) for token in ids[0, -NEW_TOKENS:]]
-
-
 def _compare_written(folder: Path, merged: torch.nn.Module, head: Head) -> None:
     """Open the folder with plain transformers; every weight must be the one in memory.
 
@@ -260,7 +242,4 @@ def _compare_written(folder: Path, merged: torch.nn.Module, head: Head) -> None:
 
 def _open_plain(folder: Path, dtype: torch.dtype | Literal["auto"], head: Head) -> torch.nn.Module:
     """The folder as anybody opens it, without ftune."""
-    from transformers import AutoConfig
-
-    kind = auto_class(head, AutoConfig.from_pretrained(folder))
-    return cast("torch.nn.Module", kind.from_pretrained(folder, dtype=dtype).eval())
+    return cast("torch.nn.Module", _auto_class(folder, head).from_pretrained(folder, dtype=dtype).eval())

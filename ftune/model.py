@@ -1,110 +1,23 @@
-"""Find, load, freeze, count and fingerprint models. Knows transformers; knows nothing of runs."""
+"""Load, freeze and count models, and take their weights out. Knows transformers; knows nothing of runs."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ftune import builtin, targets
+from ftune.base import Base, explained, family_of, limit_of, load_config
 from ftune.data.order import derived_seed
-from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
+from ftune.errors import ArtifactError, Problem, RecipeError
 from ftune.facts import ModelFacts
 from ftune.methods import Method
 from ftune.objectives import Head
-from ftune.recipe import Model
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base model that was found.
-
-    Args:
-        name: as the user wrote it.
-        kind: where it comes from.
-        location: folder, hub id or builtin family.
-        revision: commit of a hub model, resolved.
-        trust_remote_code: whether its own code may run.
-        random: weights are drawn from the seed instead of loaded.
-    """
-
-    name: str
-    kind: Literal["builtin", "folder", "hub"]
-    location: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    random: bool = False
-
-    @property
-    def reference(self) -> str:
-        """What an adapter's configuration names as its base: an absolute folder, a hub id or builtin:NAME."""
-        return self.name if self.kind == "builtin" else self.location
-
-    def _keywords(self) -> dict[str, Any]:
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-
-
-def find_base(model: Model, folder: Path) -> Base:
-    """Resolve `model:` of a recipe; folders are relative to the recipe's `folder`.
-
-    Raises:
-        RecipeError: an unknown builtin name.
-        MachineError: no such folder.
-    """
-    random = model.init == "random"
-    if model.name.startswith("builtin:"):
-        try:
-            return Base(model.name, "builtin", builtin.family(model.name))
-        except LookupError as error:
-            raise RecipeError([Problem("model.name", str(error))]) from error
-    path = folder / model.name
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ArtifactError(f"{path}: is no model folder: it has no config.json.")
-        return Base(model.name, "folder", str(path.resolve()), None, model.trust_remote_code, random)
-    if model.name.startswith((".", "/", "~")):
-        raise MachineError(f"{path}: no such model folder. Relative paths start from the recipe's folder.")
-    return Base(model.name, "hub", model.name, model.revision, model.trust_remote_code, random)
-
-
-def load_config(base: Base) -> PreTrainedConfig:
-    """Configuration of `base`, without weights.
-
-    Raises:
-        MachineError: it is not here and cannot be had.
-    """
-    if base.kind == "builtin":
-        return builtin.config(base.location)
-    from transformers import AutoConfig
-
-    with _explained(base):
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(base.location, **base._keywords()))
-
-
-def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """Tokenizer of `base`; it must know the place of each token in the text.
-
-    Raises:
-        MachineError: it is not here, cannot be had, or has no fast implementation.
-    """
-    if base.kind == "builtin":
-        return builtin.tokenizer()
-    from transformers import AutoTokenizer
-
-    with _explained(base):
-        tokenizer = AutoTokenizer.from_pretrained(base.location, **base._keywords())
-    if not tokenizer.is_fast:
-        raise MachineError(f"model '{base.name}': its tokenizer has no fast implementation, which masks need.")
-    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def load_model(
@@ -113,7 +26,7 @@ def load_model(
     dtype: torch.dtype,
     seed: int,
     *,
-    options: Mapping[str, Any] | None = None,
+    method: Method | None = None,
     whole: bool = False,
 ) -> PreTrainedModel:
     """Weights of `base` in `dtype`, in evaluation mode, with nothing marked as learning.
@@ -123,7 +36,7 @@ def load_model(
         head: what it must end in; a classification head that the base lacks is drawn from the seed.
         dtype: type of all weights.
         seed: draws the head, and all weights when the base is random.
-        options: more keywords for transformers, such as a quantisation.
+        method: may have its own way to load, and quantises before the weights are cast.
         whole: the base must bring its head too.
 
     Raises:
@@ -135,35 +48,39 @@ def load_model(
         config = with_head(load_config(base), head)
         with _drawn_from(draw):
             model = auto_class(head, config).from_config(config)
-        cast_weights(model, dtype)
-        if options:  # transformers quantises while it loads
-            model = reloaded(model, head, dtype, seed, options)
     else:
         config = with_head(load_config(base), head)
-        keywords = {**base._keywords(), **(options or {})}
-        with _explained(base):
-            model = _read(base.location, config, head, dtype, seed, keywords, whole, base.name)
+        keywords = {"dtype": dtype, **base._keywords(), **(method.load_options(dtype) if method else {})}
+        with explained(base):
+            model = _read(base.location, config, head, seed, keywords, whole, base.name)
     model.config._name_or_path = base.reference
+    if method is not None:
+        method.quantise(model, dtype)
+    cast_weights(model, dtype)
     return cast("PreTrainedModel", model.eval().requires_grad_(False))
 
 
-def reloaded(
-    model: PreTrainedModel, head: Head, dtype: torch.dtype, seed: int, options: Mapping[str, Any] | None = None
-) -> PreTrainedModel:
-    """The model as if it had been read from a folder: quantised, or with another head."""
-    name = str(model.config._name_or_path)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        again = _read(folder, with_head(model.config, head), head, dtype, seed, dict(options or {}), False, name)
-    again.config._name_or_path = name
-    return again.eval().requires_grad_(False)
+def with_new_head(model: PreTrainedModel, head: Head, seed: int) -> PreTrainedModel:
+    """The body of `model` under another head, which is drawn from the seed.
+
+    Raises:
+        ArtifactError: the body lacks weights that the new model needs.
+    """
+    config = with_head(model.config, head)
+    with _drawn_from(derived_seed("head", seed)):
+        new = auto_class(head, config).from_config(config)
+    report = new.base_model.load_state_dict(model.base_model.state_dict(), strict=False)
+    fresh = tuple(f"{targets.leaf(name)}." for name in targets.head_modules(new))
+    if lacking := sorted(key for key in report.missing_keys if not (fresh and key.startswith(fresh))):
+        raise ArtifactError(f"model '{model.config._name_or_path}': has no weights for {lacking[:3]}.")
+    new.config._name_or_path = model.config._name_or_path
+    return cast("PreTrainedModel", new)
 
 
 def _read(
     location: str,
     config: PreTrainedConfig,
     head: Head,
-    dtype: torch.dtype,
     seed: int,
     keywords: Mapping[str, Any],
     whole: bool,
@@ -176,7 +93,7 @@ def _read(
     """
     with _drawn_from(derived_seed("head", seed)):
         model, report = auto_class(head, config).from_pretrained(
-            location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **keywords
+            location, config=config, use_safetensors=True, output_loading_info=True, **keywords
         )
     fresh = () if whole or not head.fresh else tuple(f"{module}." for module in targets.head_modules(model))
     if lacking := sorted(key for key in report["missing_keys"] if not (fresh and key.startswith(fresh))):
@@ -222,26 +139,12 @@ def with_head(config: PreTrainedConfig, head: Head) -> PreTrainedConfig:
     return config
 
 
-def family_of(config: PreTrainedConfig) -> str:
-    """`decoder`, `encoder` or `encoder_decoder`."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    if config.is_encoder_decoder:
-        return "encoder_decoder"
-    return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
-
-
 def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Give every parameter a type. Buffers keep theirs: rotary tables in bf16 would put late tokens elsewhere."""
     for parameter in model.parameters():
         parameter.grad = None  # torch allows none of another type
-        parameter.data = parameter.data.to(dtype)
-
-
-def limit_of(config: PreTrainedConfig) -> int | None:
-    """Longest sequence the model can take, in tokens, or None when its configuration names none."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+        if parameter.is_floating_point():  # codes of quantised weights stay what they are
+            parameter.data = parameter.data.to(dtype)
 
 
 def look_at_model(
@@ -323,26 +226,6 @@ def frozen_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of(base: Base, config: PreTrainedConfig) -> str:
-    """Identity of the base weights: commit of a hub model, SHA-256 of a folder's files, the recipe of a builtin."""
-    if base.random:
-        return f"random:{config.model_type}"
-    if base.kind == "builtin":
-        shape = json.dumps(builtin.SHAPES[base.location], sort_keys=True)
-        return f"builtin:{base.location}:{builtin.SEED}:{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
-    commit = getattr(config, "_commit_hash", None)
-    if base.kind == "hub" and commit:
-        return f"hub:{base.location}@{commit}"
-    folder = Path(base.location)
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
-
-
 @contextmanager
 def _drawn_from(seed: int) -> Iterator[None]:
     """Draw random weights from `seed` without disturbing the generator of the run."""
@@ -351,21 +234,3 @@ def _drawn_from(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _explained(base: Base) -> Iterator[None]:
-    """What transformers says about a missing or refused model, in one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        message = f"model '{base.name}' ends in a head of another size. Name the base model it was tuned from instead."
-        raise ArtifactError(message) from error
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        where = "is no folder here and cannot be had from the hub" if base.kind == "hub" else "cannot be loaded"
-        raise MachineError(
-            f"model '{base.name}' {where}: {first} Check the name, or download it first and name its folder."
-        ) from error

@@ -131,13 +131,16 @@ def choose_max_length(recipe: Recipe, max_positions: int | None) -> tuple[int, s
     Raises:
         RecipeError: the recipe asks for more than the model can take.
     """
-    asked = recipe.data.max_length
+    asked, taken = recipe.data.max_length, recipe.learner.positions_taken
+    if max_positions is not None:
+        max_positions -= taken
     if asked == "auto":
         if max_positions is None or max_positions >= LONGEST_BY_DEFAULT:
             return LONGEST_BY_DEFAULT, "auto: min(1024, the model's limit)"
         return max_positions, f"auto: the model's limit of {max_positions} positions"
     if max_positions is not None and asked > max_positions:
-        message = f"{asked} exceeds the model's {max_positions} positions. Lower it."
+        besides = f" besides the {taken} virtual ones of {recipe.learner.name}" if taken else ""
+        message = f"{asked} exceeds the model's {max_positions} positions{besides}. Lower it."
         raise RecipeError([Problem("data.max_length", message)])
     return asked, "data.max_length"
 
@@ -146,6 +149,9 @@ def choose_precision(recipe: Recipe, machine: Machine) -> tuple[Dtype, str]:
     """Type of computation, and why."""
     asked = recipe.train.precision
     if asked == "auto":
+        reason = recipe.learner.precision_constraint()
+        if reason is not None:
+            return "fp32", f"auto: {reason}"
         if machine.fast_bf16:
             return "bf16", f"auto: this {machine.device} device multiplies bf16 fastest"
         return "fp32", f"auto: this {machine.device} device has no bf16 instructions"
@@ -236,17 +242,22 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
     decide("accumulation", accumulation(train.batch_size, size, processes), why)
     per_epoch = steps_per_epoch(data.examples, train.batch_size)
     decide("steps_per_epoch", per_epoch, f"{data.examples} examples / batch_size {train.batch_size}, rounded up")
-    duration = Duration.parse(train.duration)
-    if duration.unit == "steps":
-        decide("steps", int(duration.count), source("train.duration"))
-    elif duration.unit == "epochs":
-        steps = max(1, math.ceil(round(duration.count * per_epoch, 6)))  # 0.07 * 100 is 7.000000000000001
-        decide("steps", steps, f"{train.duration} x {per_epoch} steps ({source('train.duration')})")
-    else:
-        per_step = data.tokens / per_epoch
-        steps = max(1, math.ceil(duration.count * per_epoch / data.tokens))
-        decide("steps", steps, f"{train.duration} / {per_step:.0f} tokens a step ({source('train.duration')})")
+    decide("steps", *_steps(recipe, facts, per_epoch, source("train.duration")))
     decide("max_minutes", train.max_minutes, source("train.max_minutes"))
+
+
+def _steps(recipe: Recipe, facts: Facts, per_epoch: int, source: str) -> tuple[int, str]:
+    """Steps of the run, and why."""
+    if recipe.learner.bound(recipe.objective).fits_at_once:
+        return 1, f"method {recipe.learner.name} fits all rows at once"
+    duration, tokens = Duration.parse(recipe.train.duration), facts.data.tokens
+    if duration.unit == "steps":
+        return int(duration.count), source
+    if duration.unit == "epochs":
+        steps = max(1, math.ceil(round(duration.count * per_epoch, 6)))  # 0.07 * 100 is 7.000000000000001
+        return steps, f"{recipe.train.duration} x {per_epoch} steps ({source})"
+    steps = max(1, math.ceil(duration.count * per_epoch / tokens))
+    return steps, f"{recipe.train.duration} / {tokens / per_epoch:.0f} tokens a step ({source})"
 
 
 def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> bool:
@@ -297,8 +308,9 @@ def estimate_memory(
 ) -> dict[str, int]:
     """Bytes on one device, by item. An estimate.
 
-    Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed;
-    logits as themselves, their gradient and the copies that picking the supervised positions makes, in fp32.
+    Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed or
+    not needed; logits as themselves, their gradient and the copies that picking the supervised positions makes, in
+    fp32.
     """
     model = facts.model
     tokens = micro_batch_size * min(facts.data.longest, values["max_length"])
@@ -307,13 +319,13 @@ def estimate_memory(
     bits = recipe.learner.quantised_bits or 0.0
     plain = model.total_parameters - trainable - model.quantised_parameters
     predicts_tokens = recipe.objective.encoding not in ("row_labels", "token_labels")
-    per_layer = element * (2 if checkpointing else SAVED_PER_LAYER)
+    kept = 2 if checkpointing or not recipe.learner.backpropagates else SAVED_PER_LAYER
     return {
         "frozen weights": int(plain * BYTES[values["frozen_dtype"]] + model.quantised_parameters * bits / 8),
         "trainable weights": trainable * 4,
         "gradients": trainable * 4,
         "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
-        "activations": int(tokens * model.width * model.num_layers * per_layer),
+        "activations": int(tokens * model.width * model.num_layers * element * kept),
         "logits": tokens * model.vocabulary * (element + 16) if predicts_tokens else 0,
     }
 
@@ -376,5 +388,5 @@ def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str
     state = int(model.trainable_parameters * 4 * (1 + OPTIMIZER_STATES[recipe.train.optimizer]))
     decide("checkpoint_bytes", state, "trainable weights and optimizer in fp32")
     copies = recipe.checkpoint.keep + 1 + (values["best"] is not None)
-    artefact = model.trainable_parameters * 4
+    artefact = 4 * (model.trainable_parameters if recipe.learner.own_base is None else model.total_parameters)
     decide("disk_bytes", copies * state + artefact, f"{copies} checkpoints at most at one time, and model/")

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftune import methods, objectives
+from ftune.base import family_of, limit_of, load_config, load_tokenizer
 from ftune.data.build import Dataset, Tick, build_data
 from ftune.data.order import Draw
 from ftune.data.render import Renderer
 from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
-from ftune.model import family_of, limit_of, load_config, load_tokenizer, look_at_model
+from ftune.model import look_at_model
 from ftune.plan import Plan, choose_max_length, make_plan
 from ftune.recipe import Recipe
-from ftune.target import Record, Start, start_of
+from ftune.start import Record, Start, start_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     Raises:
         RecipeError, DataError, MachineError: what was asked cannot be done here.
     """
+    refuse_contradictions(loaded)
     recipe = loaded.recipe
     start = start_of(recipe.model, loaded.folder)
     tokenizer = load_tokenizer(start.tokenizer_base)
@@ -68,11 +70,34 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     record = Record(recipe, loaded.folder, fingerprint, dataset.labels)
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
     tick("counting parameters", 0, 0)
-    model = look_at_model(start.base, record.head(tokenizer), recipe.learner, tokenizer, fingerprint)
+    method = recipe.learner.bound(recipe.objective)
+    model = look_at_model(start.base, record.head(tokenizer), method, tokenizer, fingerprint)
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(dataset))
     plan = make_plan(recipe, facts, loaded.source)
     return Prepared(start, tokenizer, renderer, dataset, draw, record, facts, plan)
+
+
+def refuse_contradictions(loaded: Loaded) -> None:
+    """Check what the method says once it knows the objective; keys that another file wrote may be without effect.
+
+    Raises:
+        RecipeError: fields contradict the objective, or keys have no effect.
+    """
+    recipe = loaded.recipe
+    method = recipe.learner.bound(recipe.objective)
+    block = "method" if recipe.method is recipe.learner else "method.weights"
+
+    def problem(key: str, message: str) -> Problem:
+        path = key.replace("method", block, 1) if key.startswith("method.") else key
+        return Problem(path, message, loaded.origins.get(path, ""))
+
+    problems = [problem(f"method.{field}", message) for field, message in method.problems()]
+    dead = [problem(key, f"has no effect: {why}. Remove it.") for key, why in method.dead_keys().items()]
+    here = (f"{loaded.path}:", "--set")
+    problems += [found for found in dead if found.where.startswith(here)]
+    if problems:
+        raise RecipeError(problems)
 
 
 def refuse_family(recipe: Recipe, family: str) -> None:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftune import drift, finish, provenance
 from ftune.data.build import Split
+from ftune.data.order import derived_seed
 from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
 from ftune.drift import data_files
 from ftune.errors import ArtifactError, DivergedError, Interrupted, Problem, RecipeError
 from ftune.evaluation import forward_scores, mean_loss, predict, row_losses, text_scores
+from ftune.features import FeatureSource, cache_folder
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.loop import StepResult, train_steps, training_module
@@ -29,13 +33,17 @@ from ftune.plan import Plan
 from ftune.prepare import Prepared, output_dir_of, prepare
 from ftune.report import Report
 from ftune.signals import StopFlag
+from ftune.start import pad_id_of, record_json
 from ftune.state import TrainState
 from ftune.store import OnOperation, Store, newest_good, prune
-from ftune.target import attached, pad_id_of, record_json
+from ftune.target import SETTLED, attached
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+    from ftune.methods import Method
 
 
 @dataclass
@@ -62,6 +70,11 @@ class Run:
     def leads(self) -> bool:
         """Whether this process writes."""
         return bool(self.accelerator.is_main_process)
+
+    @property
+    def method(self) -> Method:
+        """What holds the weights, once the objective is known."""
+        return self.loaded.recipe.learner.bound(self.loaded.recipe.objective)
 
     def log(self, event: str, **values: Any) -> None:
         """Append one event to `metrics.jsonl` and to the trackers."""
@@ -158,6 +171,7 @@ def _open(
     if recipe.learner.storage_constraint() is not None:
         run.frozen_hash = frozen_fingerprint(model)  # attaching changed the base: a resumed run must change it equally
     _take_up(run, checkpoint)
+    _read_features(run, None if checkpoint is None else checkpoint[1])
     if recipe.tracking:
         accelerator.init_trackers("ftune", config={"recipe": json.dumps(recipe.model_dump(mode="json"))})
     return run
@@ -219,13 +233,101 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
         raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
     run.state = TrainState.model_validate_json((folder / "state.json").read_text(encoding="utf-8"))
     load_trainable(run.model, load_file(folder / "weights.safetensors"))
-    if step > 0:
+    if step > 0 and not run.method.fits_at_once:
         load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))
     run.saved = run.state.model_copy()
     if run.leads:
         run.store.keep_lines("metrics.jsonl", lambda event: event["step"] <= step)
     run.log("resume", time=provenance.now())
     run.listener.note(f"goes on after step {step} of {run.plan.steps}")
+
+
+def _read_features(run: Run, checkpoint: Path | None) -> None:
+    """Where the method learns from what a frozen body says of rows, let it settle on how, and read all rows.
+
+    What a run settled on is in its checkpoints; processes settle on what the first one does.
+    """
+    method, dataset = run.method, run.prepared.dataset
+    body = method.frozen_body(run.model)
+    if body is None:
+        return
+    features = _feature_source(run, body)
+    if checkpoint is not None:
+        settled = json.loads((checkpoint / SETTLED).read_text(encoding="utf-8"))
+    else:
+        method.settle(run.model, dataset.train.examples, features, derived_seed("settle", run.plan.seed))
+        settled = method.settled(run.model)
+        if run.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            settled = broadcast_object_list([settled])[0]
+    method.put_back(run.model, settled)
+
+    def read(split: Split) -> Split:
+        return replace(split, examples=method.featurise(run.model, split.examples, features))
+
+    held, test = (None if split is None else read(split) for split in (dataset.eval, dataset.test))
+    guard = {name: read(split) for name, split in dataset.guard.items()}
+    dataset = replace(dataset, train=read(dataset.train), eval=held, test=test, guard=guard)
+    run.prepared = replace(run.prepared, dataset=dataset)
+
+
+def _feature_source(run: Run, body: PreTrainedModel) -> FeatureSource:
+    """Features of the frozen body, kept in the user's cache."""
+    plan, prepared = run.plan, run.prepared
+    identity = {"base": prepared.facts.model.fingerprint, "dtype": plan.frozen_dtype, "precision": plan.precision}
+    if prepared.start.base.random:  # its fingerprint tells neither seed nor size
+        identity["weights"] = frozen_fingerprint(body)
+
+    def tick(done: int, total: int) -> None:
+        run.stop.check()
+        run.listener.phase("reading rows with the frozen model", done, total)
+
+    return FeatureSource(
+        body=body,
+        cache=cache_folder(os.environ, Path.home()),
+        identity=identity,
+        batch_size=plan.eval_batch_size,
+        pad_id=pad_id_of(prepared.tokenizer),
+        autocast=run.accelerator.autocast,
+        tick=tick,
+    )
+
+
+def _steps(run: Run) -> Iterator[StepResult]:
+    """The updates that are left to make."""
+    if run.method.fits_at_once:
+        return _fit(run)
+    return train_steps(
+        run.plan,
+        accelerator=run.accelerator,
+        module=run.module,
+        optimizer=run.optimizer,
+        objective=run.loaded.recipe.objective,
+        examples=run.prepared.dataset.train.examples,
+        pad_id=pad_id_of(run.prepared.tokenizer),
+        draw=run.prepared.draw,
+        first_step=run.state.step,
+        interrupted=lambda: run.stop.set,
+    )
+
+
+def _fit(run: Run) -> Iterator[StepResult]:
+    """One step over all rows; all processes get what the first one fitted. No gradient is taken: its norm is 0."""
+    if run.state.step > 0:
+        return
+    started, train = time.perf_counter(), run.prepared.dataset.train
+    if run.leads and (remark := run.method.fit(run.model, train.examples)) is not None:
+        run.listener.note(remark)
+    if run.accelerator.num_processes > 1:
+        from accelerate.utils import broadcast
+
+        for parameter in run.model.parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(broadcast(parameter.data))
+    seconds = time.perf_counter() - started
+    loss, rows = _score(run, train)["loss"], len(train.examples)
+    yield StepResult(1, loss, 0.0, 0.0, rows, train.report.tokens, train.report.targets, seconds)
 
 
 def _train(run: Run) -> None:
@@ -237,18 +339,7 @@ def _train(run: Run) -> None:
         state.baseline = _evaluate(run, generate=False)
     elif state.evaluated_step < state.step and _due(state.step, plan.eval_every, plan.steps):
         _after_step(run)  # the run was cut between this step and its evaluation
-    steps = train_steps(
-        plan,
-        accelerator=run.accelerator,
-        module=run.module,
-        optimizer=run.optimizer,
-        objective=run.loaded.recipe.objective,
-        examples=run.prepared.dataset.train.examples,
-        pad_id=pad_id_of(run.prepared.tokenizer),
-        draw=run.prepared.draw,
-        first_step=state.step,
-        interrupted=lambda: run.stop.set,
-    )
+    steps = _steps(run)
     while state.finished is None and not _interrupted_anywhere(run):
         result = next(steps, None)
         if result is None:
@@ -403,9 +494,11 @@ def publish_checkpoint(run: Run) -> None:
 
     def write(folder: Path) -> None:
         save_file(trainable_state(run.model), folder / "weights.safetensors")
-        if state.step > 0:
+        if state.step > 0 and not run.method.fits_at_once:
             save_file(optimizer_state(run.optimizer, run.model), folder / "optimizer.safetensors")
         (folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
+        if (settled := run.method.settled(run.model)) is not None:
+            (folder / SETTLED).write_text(json.dumps(settled), encoding="utf-8")
 
     facts = {"step": state.step, "frozen_hash": run.frozen_hash, "base": run.prepared.facts.model.fingerprint}
     run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts)

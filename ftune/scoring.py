@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ftune.base import family_of, limit_of
 from ftune.data.build import Encoder, Tick, encode_split, read_samples
 from ftune.data.read import Row
 from ftune.data.shape import Sample, Turn
@@ -18,10 +19,10 @@ from ftune.evaluation import Prediction, Scores, generate
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
 from ftune.load import load_recipe
-from ftune.model import family_of, limit_of
 from ftune.plan import Runtime, choose_frozen_dtype, choose_max_length, choose_precision
 from ftune.recipe import Data, Recipe
-from ftune.target import SIDECAR, Record, Target, kind_of, open_target, read_record
+from ftune.start import SIDECAR, Record, read_record
+from ftune.target import Target, kind_of, open_target
 
 SplitName = Literal["train", "eval", "test"]
 

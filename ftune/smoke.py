@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftune import builtin
+from ftune.base import Base, find_base, load_config, load_tokenizer
 from ftune.errors import MachineError
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.merging import merge
-from ftune.model import Base, auto_class, find_base, load_config, load_tokenizer
+from ftune.model import auto_class
 from ftune.objectives import Head
 from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources

@@ -23,7 +23,7 @@ class Bench:
     def steps(self, first: int = 0) -> Any:
         """The loop."""
         from ftune.loop import train_steps
-        from ftune.target import pad_id_of
+        from ftune.start import pad_id_of
 
         return train_steps(
             self.plan,
@@ -45,7 +45,7 @@ class Bench:
     def row_losses(self, **options: Any) -> Any:
         """Losses of the training rows."""
         from ftune.evaluation import row_losses
-        from ftune.target import pad_id_of
+        from ftune.start import pad_id_of
 
         settings = {
             "batch_size": 4,

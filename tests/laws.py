@@ -21,7 +21,6 @@ from unittest import mock
 
 from filelock import FileLock
 
-from ftune import methods
 from ftune.listener import Listener
 from ftune.load import Loaded, load_recipe
 from ftune.signals import StopFlag
@@ -242,7 +241,7 @@ def start_model(loaded: Loaded) -> Any:
     """The base model of a recipe, before any method is attached."""
     import torch
 
-    from ftune.target import load_start, start_of
+    from ftune.start import load_start, start_of
 
     start = start_of(loaded.recipe.model, loaded.folder)
     return load_start(start, loaded.recipe.objective.head((), 256), torch.float32, loaded.recipe.seed)

@@ -29,13 +29,15 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "feature_based": {"head": "linear"},
 }
 """Settings that suit a tiny model."""
-RATES = {"full": 1e-3, "domain": 1e-3, "task": 1e-3, "feature_based": 1e-2, "prompt": 3e-2}
+RATES = {"full": 1e-3, "domain": 1e-3, "task": 1e-3, "feature_based": 1e-2, "prompt": 3e-2, "prefix": 1e-1}
 """Rates at which a few steps show; 1e-2 for the others."""
 LEARNING = {
     "full": r".+",
     "domain": r".+",
     "task": r".+",
     "lora": r".+\.(lora_A|lora_B)\.default\.weight",
+    "prefix": r".+\.prefix\.(keys|values)",
+    "prompt": r".+\.soft_prompt\.weight",
     "ia3": r".+\.ia3_l\.default",
     "adapter": r".+\.adapter\.(down|up)\.(weight|bias)",
     "qlora": r".+\.(lora_A|lora_B)\.default\.weight",

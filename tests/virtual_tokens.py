@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import model
+from tiny_models import HEADS, model
 
 from ftune import builtin
 from ftune.methods import Method
@@ -23,6 +23,32 @@ LENGTHS = (5, 9, 14)
 """Of the rows, in tokens."""
 PAD, END = 256, 258
 
+_SMALL = {
+    "vocab_size": 272, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "pad_token_id": PAD, "bos_token_id": 257, "eos_token_id": END, "max_position_embeddings": 128,
+}  # fmt: skip
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt": ("causal", {**_SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}),  # the head goes around the body
+    "mistral": ("causal", {**_SMALL, "num_key_value_heads": 2, "sliding_window": 24}),
+    "gemma2": ("causal", {**_SMALL, "num_key_value_heads": 2, "head_dim": 8}),  # attention that is plain on purpose
+    "roberta": ("sequence", {**_SMALL, "pad_token_id": 1}),  # positions count from behind the pad's id
+    "electra": ("token", {**_SMALL, "embedding_size": 32}),
+    "albert": ("sequence", {**_SMALL, "embedding_size": 16}),  # one layer that runs twice
+    "modernbert": ("sequence", {**_SMALL, "classifier_pooling": "mean", "cls_token_id": 257, "sep_token_id": END}),
+}
+"""Architectures that have surprises, by their name in transformers."""
+
+
+def other(kind: str) -> Any:
+    """A tiny frozen model of one of the `OTHERS`."""
+    import transformers
+
+    head, settings = OTHERS[kind]
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    config.num_labels = 5
+    torch.manual_seed(0)
+    return getattr(transformers, HEADS[head]).from_config(config).eval().requires_grad_(False)
+
 
 def rows(head: str, family: str, lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:
     """Rows of bytes; those of classifiers end in EOS, where T5 and BART read."""
@@ -34,10 +60,10 @@ def rows(head: str, family: str, lengths: tuple[int, ...] = LENGTHS) -> list[tor
     return found
 
 
-def padded(found: list[torch.Tensor], *, left: bool) -> dict[str, torch.Tensor]:
-    """The rows as one batch; where pads are on the left, positions say so, as ftune's collation does."""
+def padded(found: list[torch.Tensor], *, left: bool, pad: int = PAD) -> dict[str, torch.Tensor]:
+    """The rows as one batch."""
     longest = max(len(row) for row in found)
-    ids = torch.full((len(found), longest), PAD)
+    ids = torch.full((len(found), longest), pad)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(found):
         columns = slice(longest - len(row), longest) if left else slice(0, len(row))

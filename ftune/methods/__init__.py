@@ -9,9 +9,9 @@ torch, transformers and peft are imported inside functions only, so that `ftune 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,10 +19,15 @@ from ftune.errors import NotMergeable
 from ftune.lookup import find, names_in
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ftune.objectives import Objective
+    from ftune.data.encode import Example
+    from ftune.objectives import Head, Objective
+
+    Features = Callable[[Sequence[Example], tuple[int, ...], tuple[str, ...]], Mapping[str, np.ndarray]]
+    """What a frozen model says of examples, for some layers and poolings; see `ftune.features.FeatureSource`."""
 
 FAMILIES = ("decoder", "encoder", "encoder_decoder")
 """How a transformer is built; `ftune.model.family_of` reads it off a configuration."""
@@ -52,6 +57,10 @@ class Method(BaseModel):
     """Whether its weights can be added into the base model's."""
     standalone: ClassVar[bool] = False
     """Whether `save` writes a whole model that needs no base model beside it."""
+    own_base: ClassVar[str | None] = None
+    """Folder inside the artefact with the base model, where `save` writes it beside what learned."""
+    backpropagates: ClassVar[bool] = True
+    """Whether gradients pass through the base model."""
     learning_rate: ClassVar[float]
     """Default learning rate, used when the recipe says `auto`."""
     learning_rate_evidence: ClassVar[str]
@@ -76,6 +85,11 @@ class Method(BaseModel):
         return None
 
     @property
+    def positions_taken(self) -> int:
+        """Positions of the model that virtual tokens take from the text."""
+        return 0
+
+    @property
     def identity_at_start(self) -> bool:
         """Whether `attach` leaves the model's function unchanged."""
         return True
@@ -83,6 +97,22 @@ class Method(BaseModel):
     def problems(self) -> list[tuple[str, str]]:
         """Contradictions between fields, as (field, message); an empty list when there are none."""
         return []
+
+    def bound(self, objective: Objective) -> Self:
+        """The same method once the objective is known; its `problems` may be more."""
+        return self
+
+    def dead_keys(self) -> dict[str, str]:
+        """Dotted recipe keys that a bound method does not obey, with the reason."""
+        return {}
+
+    def base_head(self, head: Head) -> Head:
+        """What the base model must end in, where the method puts something else there than the objective would."""
+        return head
+
+    def precision_constraint(self) -> str | None:
+        """Why computation is in fp32 whatever the device prefers, or None."""
+        return None
 
     def storage_constraint(self) -> str | None:
         """Why frozen weights must be kept in fp32 whatever the device prefers, or None."""
@@ -104,6 +134,9 @@ class Method(BaseModel):
     def load_options(self, compute_dtype: torch.dtype) -> dict[str, Any]:
         """Keywords for transformers' `from_pretrained` of the base model besides its `dtype`."""
         return {}
+
+    def quantise(self, model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
+        """Keep frozen weights in fewer bits, in place: right after loading, before they are cast."""
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add what the method needs to the tokenizer, in place, before any row is encoded."""
@@ -131,6 +164,42 @@ class Method(BaseModel):
         """Closed form of the number of trainable parameters for targets of these shapes, where there is one."""
         return None
 
+    def frozen_body(self, model: torch.nn.Module) -> PreTrainedModel | None:
+        """The part of `model` that reads rows once, before training; None where rows stay tokens.
+
+        A method that has one defines `settle`, `settled`, `put_back` and `featurise` too.
+        """
+        return None
+
+    def settle(self, model: torch.nn.Module, examples: Sequence[Example], features: Features, seed: int) -> None:
+        """Choose in `model`, before the first step, what the training rows decide."""
+        raise NotImplementedError
+
+    def settled(self, model: torch.nn.Module) -> dict[str, Any] | None:
+        """What `settle` chose, as JSON: checkpoints keep it beside what learns. None where there is nothing."""
+        return None
+
+    def put_back(self, model: torch.nn.Module, settled: Mapping[str, Any]) -> None:
+        """Put what `settled` told into a fresh model."""
+        raise NotImplementedError
+
+    def featurise(self, model: torch.nn.Module, examples: Sequence[Example], features: Features) -> list[Example]:
+        """Examples with features in place of tokens."""
+        raise NotImplementedError
+
+    @property
+    def fits_at_once(self) -> bool:
+        """Whether a bound method is fitted by `fit` in one step instead of by the training loop."""
+        return False
+
+    def fit(self, model: torch.nn.Module, examples: Sequence[Example]) -> str | None:
+        """Fit what learns to all training rows; returns a remark for the user, if there is one."""
+        raise NotImplementedError
+
+    def details(self, model: torch.nn.Module) -> dict[str, Any]:
+        """What the report says of the method: numbers, words, lists of these, and tables as lists of dicts."""
+        return {}
+
     def save(self, model: torch.nn.Module, folder: Path) -> None:
         """Write the artefact in the ecosystem's own format into the existing, empty `folder`."""
         raise NotImplementedError
@@ -142,6 +211,14 @@ class Method(BaseModel):
             ArtifactError: a weight is missing, unexpected, or of another shape.
         """
         raise NotImplementedError
+
+    def on_original_base(self) -> Method:
+        """Of a method over quantised weights: the one that puts its artefact onto the base as it was published.
+
+        Raises:
+            NotMergeable: the artefact makes up for the quantisation.
+        """
+        return self
 
     def merge(self, model: torch.nn.Module) -> PreTrainedModel:
         """Add the method's weights into the base model's and return a plain model.

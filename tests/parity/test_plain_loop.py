@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from bench import Bench, bench
-from laws import BLOCKS, ROWS, recipe, start_model
+from laws import BLOCKS, DEEP, ROWS, recipe, start_model
 from plain_loop import PlainLora, Row, plain_loop
 
-from ftune import methods
 from ftune.data.order import permutation
 from ftune.load import Loaded
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ftune import methods
 from ftune.cli import app
 from ftune.load import load_recipe
 
@@ -17,7 +18,10 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 def test_there_are_recipes() -> None:
-    assert {path.stem for path in RECIPES} >= {"quickstart", "lora_chat", "full_instruct"}
+    assert len(RECIPES) >= 10
+    used = {load_recipe(path).recipe.method.name for path in RECIPES}
+    used |= {load_recipe(path).recipe.learner.name for path in RECIPES}
+    assert used == set(methods.names()), "a recipe for each method"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -34,8 +38,12 @@ def test_recipe_passes_the_smoke_run(path: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["train", str(path), "--smoke", "--offline", "--quiet", "--json"])
     assert done.exit_code == 0, done.output
+    recipe = load_recipe(path).recipe
+    expected = ["train", "resume", "eval"]
+    expected += ["merge"] if recipe.learner.mergeable else []
+    expected += ["generate"] if recipe.objective.generation_metrics else []
     stages = json.loads(done.stdout)["stages"]
-    assert [stage["name"] for stage in stages] == ["train", "resume", "eval", "merge", "generate"]
+    assert [stage["name"] for stage in stages] == expected
     assert list(tmp_path.iterdir()) == [], "a smoke run leaves nothing behind"
 
 

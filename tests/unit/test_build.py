@@ -34,7 +34,7 @@ def build(folder: Path, *, max_length: int = 1000, max_eval_rows: int | None = N
     renderer = Renderer(byte_tokenizer(), data.template)
     return build_data(
         data, folder, renderer, CausalLM(), max_length=max_length, seed=0, max_eval_rows=max_eval_rows,
-        encoder_decoder=False, tick=quiet,
+        accepted=CausalLM().formats, guard=[], encoder_decoder=False, tick=quiet,
     )  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
     data = Data(train="a.jsonl", eval="10%")
     build_data(
         data, tmp_path, Renderer(byte_tokenizer(), None), CausalLM(), max_length=99, seed=0, max_eval_rows=None,
-        encoder_decoder=False,
+        accepted=CausalLM().formats, guard=[], encoder_decoder=False,
         tick=lambda *what: told.append(what),
     )  # fmt: skip
     assert [entry for entry in told if entry[0] == "reading a.jsonl"] == [

@@ -103,7 +103,7 @@ def test_a_loss_too_large_for_a_perplexity_is_still_a_number(tmp_path: Path) -> 
 
     from ftune.evaluation import RowLosses
 
-    losses = RowLosses(np.array([9000.0, 9000.0]), np.array([10, 10]), np.array([10, 10]))
+    losses = RowLosses(np.array([9000.0, 9000.0]), np.array([10, 10]), np.array([10, 10]), None, [])
     scores = likelihood_scores(losses, ("loss", "perplexity", "bits_per_byte"), intervals=True)
     assert scores["loss"].value == 900.0
     numbers = {name: score.value for name, score in scores.items()}

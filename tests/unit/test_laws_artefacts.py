@@ -241,7 +241,7 @@ def test_weights_in_half_precision_leave_the_tables_of_positions_alone(
     """Rotary frequencies are no weights: rounded to bf16 they would put later tokens at other places."""
     import torch
 
-    from ftune.target import load_start, start_of
+    from ftune.start import load_start, start_of
 
     lora = next(cell for cell in CELLS if str(cell) == "lora-llama")
     name = {"builtin": "builtin:tiny-llama", "folder": str(plain_base(shared, "llama")),

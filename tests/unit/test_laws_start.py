@@ -82,8 +82,9 @@ def test_law_2_a_matrix_of_nine_numbers_learns_six_at_rank_one() -> None:
 def test_law_3_attaching_leaves_the_function_as_it_was(tmp_path: Path, cell: Cell) -> None:
     import torch
 
-    from ftune.model import load_tokenizer
-    from ftune.target import Record, attached, start_of
+    from ftune.base import load_tokenizer
+    from ftune.start import Record, start_of
+    from ftune.target import attached
 
     loaded = recipe(tmp_path, model=f"builtin:tiny-{cell.family}", method=dict(cell.block))
     method, start = loaded.recipe.method, start_of(loaded.recipe.model, tmp_path)
@@ -109,8 +110,9 @@ def test_law_3_attaching_leaves_the_function_as_it_was(tmp_path: Path, cell: Cel
 def test_a_new_token_starts_as_the_mean_of_its_letters(tmp_path: Path, family: str) -> None:
     import torch
 
-    from ftune.model import load_tokenizer
-    from ftune.target import Record, attached, start_of
+    from ftune.base import load_tokenizer
+    from ftune.start import Record, start_of
+    from ftune.target import attached
 
     block = {"name": "lora", "rank": 1, "new_tokens": NEW}
     loaded = recipe(tmp_path, model=f"builtin:tiny-{family}", method=block)

@@ -54,12 +54,14 @@ method:
   init: gaussian
   learning_rate_ratio: 16
   new_tokens: [<a>, <b>]
+  trainable_tokens: [<c>]
 data:
   train:
   - a.jsonl
-  - {path: b.jsonl, split: "[:400]", subset: main, revision: main, format: instruction, columns: {output: answer}}
+  - {path: b.jsonl, split: "[:400]", subset: main, revision: main, format: instruction, columns: {output: answer},
+     weight: 0.5}
   eval: 5%
-  test: {path: org/set, split: "test[:10%]", subset: null, revision: null, format: null, columns: null}
+  test: {path: org/set, split: "test[:10%]", subset: null, revision: null, format: null, columns: null, weight: 1}
   format: prompt_completion
   columns: {prompt: question, completion: answer}
   template: "Q: {{ prompt }}"
@@ -81,7 +83,8 @@ train:
   activation_checkpointing: true
   deterministic: true
   early_stopping: {patience: 5, min_delta: 0.01}
-eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64}
+eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64,
+       guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1}]}
 checkpoint: {every: 5%, keep: 3, best: null}
 distributed: {devices: 2}
 tracking: [tensorboard, wandb]
@@ -171,7 +174,8 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
             "max_grad_norm": 1.0, "precision": "auto", "activation_checkpointing": "auto", "deterministic": False,
             "early_stopping": None,
         },
-        "eval": {"every": "10%", "max_rows": 500, "metrics": "auto", "generate_every": None, "max_new_tokens": 256},
+        "eval": {"every": "10%", "max_rows": 500, "metrics": "auto", "generate_every": None, "max_new_tokens": 256,
+                 "guard": []},
         "checkpoint": {"every": "10%", "keep": 2, "best": "eval_loss"},
         "distributed": {"devices": 1},
         "tracking": [],
@@ -203,7 +207,7 @@ def test_the_defaults_of_lora(here: Path) -> None:
     assert method.model_dump() == {
         "name": "lora", "rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all_linear", "rank_pattern": {},
         "alpha_pattern": {}, "rslora": False, "dora": False, "init": "default", "learning_rate_ratio": None,
-        "new_tokens": [],
+        "new_tokens": [], "trainable_tokens": [],
     }  # fmt: skip
 
 
@@ -245,6 +249,7 @@ def test_the_full_recipe_writes_every_key() -> None:
         block = tree
         for part in prefix.split(".")[:-1]:
             block = block[part]
+        block = block[0] if isinstance(block, list) else block
         assert set(block) == set(kind.model_fields), prefix
 
 
@@ -370,7 +375,19 @@ def test_every_number_with_a_range_is_below() -> None:
         for name, info in kind.model_fields.items()
         if any(isinstance(part, Ge | Gt | Le | Lt) for part in (*parts_of(info.annotation), *parts_of(info)))
     }
-    assert set(OUT_OF_RANGE) == bounded
+    weights = {f"{place}.weight" for place in ("data.train", "data.eval", "data.test", "eval.guard")}
+    assert set(OUT_OF_RANGE) == bounded - weights and weights <= bounded
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1001])
+def test_a_weight_out_of_range_is_one_problem(here: Path, weight: float) -> None:
+    [line] = refused(MINIMAL.replace("d.jsonl", f"{{path: d.jsonl, weight: {weight}}}"))
+    assert "data.train.weight: expected a number" in line
+
+
+def test_a_weight_is_for_training_rows(here: Path) -> None:
+    [line] = refused(MINIMAL.replace("d.jsonl}", "d.jsonl, test: {path: e.jsonl, weight: 2}}"))
+    assert "data.test: a weight is for training rows" in line
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values])
@@ -404,6 +421,7 @@ def test_everything_is_frozen(prefix: str) -> None:
     recipe, problems = parse_recipe(tree_of(FULL))
     assert recipe is not None, problems
     block = sources(recipe.data.train)[1] if ".train." in prefix or ".eval." in prefix else at(recipe, prefix[:-1])
+    block = block[0] if isinstance(block, list) else block
     for owner, name in [(block, next(iter(type(block).model_fields))), (recipe, "seed")]:
         with pytest.raises(ValidationError) as caught:
             setattr(owner, name, getattr(owner, name))
@@ -982,7 +1000,7 @@ def test_every_value_has_an_origin(here: Path) -> None:
             assert re.fullmatch(expected, loaded.source(f"{section}.{key}")), (section, key)
     assert loaded.source("seed") == f"r.yaml:{len(FULL.splitlines())}:7"
     assert loaded.source("method.rank_pattern.layers.0.q_proj") == "r.yaml:14:35"
-    assert loaded.source("data.train.1.split") == "r.yaml:24:28"
+    assert loaded.source("data.train.1.split") == "r.yaml:25:28"
     assert loaded.source("data.nothing") == "default"
 
 
@@ -1060,7 +1078,8 @@ def test_an_unknown_plugin_lists_those_there_are_or_the_nearest(here: Path, key:
         assert refused(MINIMAL + f"{key}: {{name: x{name}}}\n") == [
             f"3:{len(key) + 4} {key}.name: unknown {key} 'x{name}'. Did you mean '{name}'?"
         ]
-        assert at(load(MINIMAL + f"{key}: {name}\n").recipe, f"{key}.name") == name
+        fitting = "objective: sequence_classification\n" if name == "feature_based" else ""
+        assert at(load(MINIMAL + fitting + f"{key}: {name}\n").recipe, f"{key}.name") == name
     for nothing in ("{}", "{rank: 8}", "{name: null}", "{name: 3}"):
         assert refused(MINIMAL + f"{key}: {nothing}\n")[0].partition(" ")[2] == (
             f"{key}.name: no {key} is named. Known: {', '.join(names)}."

@@ -174,7 +174,7 @@ def test_law_7_merging_keeps_the_function_and_is_repeatable(tmp_path: Path, shar
     from transformers import AutoConfig
 
     from ftune.model import auto_class
-    from ftune.target import SIDECAR, read_record
+    from ftune.start import SIDECAR, read_record
 
     record = read_record(run / "model" / SIDECAR)
     head = record.recipe.objective.head(record.labels, 256)
@@ -282,3 +282,17 @@ def test_generation_in_batches_equals_one_by_one(shared: Shared, cell: Cell) -> 
     }  # fmt: skip
     assert answers[1] == answers[4]
     assert len(answers[1]) == 4 and any(answers[1])
+
+
+def test_law_7_qlora_on_the_original_base(tmp_path: Path, shared: Shared) -> None:
+    """Another function than the trained one, by what quantising took away; said, and exact in itself."""
+    from ftune.errors import RecipeError
+
+    run = trained(shared, Cell("qlora", "causal_lm", "llama")) / "run"
+    usual = merge(run, tmp_path / "a", dtype="fp32", tick=lambda what: None)
+    assert usual.base_weights == "dequantized" and usual.drift == usual.max_difference <= 1e-4
+    other = merge(run, tmp_path / "b", dtype="fp32", base="original", tick=lambda what: None)
+    assert other.base_weights == "original" and other.max_difference <= 1e-4 < 1e-2 < other.drift
+    plain = trained(shared, Cell("lora", "causal_lm", "llama")) / "run"
+    with pytest.raises(RecipeError, match="is not quantised"):
+        merge(plain, tmp_path / "c", dtype=None, base="original", tick=lambda what: None)

@@ -1,0 +1,154 @@
+"""Find a base model, its configuration, its tokenizer and its identity; loads no weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from ftune import builtin
+from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
+from ftune.recipe import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that was found.
+
+    Args:
+        name: as the user wrote it.
+        kind: where it comes from.
+        location: folder, hub id or builtin family.
+        revision: commit of a hub model, resolved.
+        trust_remote_code: whether its own code may run.
+        random: weights are drawn from the seed instead of loaded.
+    """
+
+    name: str
+    kind: Literal["builtin", "folder", "hub"]
+    location: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    random: bool = False
+
+    @property
+    def reference(self) -> str:
+        """What an adapter's configuration names as its base: an absolute folder, a hub id or builtin:NAME."""
+        return self.name if self.kind == "builtin" else self.location
+
+    def _keywords(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def find_base(model: Model, folder: Path) -> Base:
+    """Resolve `model:` of a recipe; folders are relative to the recipe's `folder`.
+
+    Raises:
+        RecipeError: an unknown builtin name.
+        MachineError: no such folder.
+    """
+    random = model.init == "random"
+    if model.name.startswith("builtin:"):
+        try:
+            return Base(model.name, "builtin", builtin.family(model.name))
+        except LookupError as error:
+            raise RecipeError([Problem("model.name", str(error))]) from error
+    path = folder / model.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ArtifactError(f"{path}: is no model folder: it has no config.json.")
+        return Base(model.name, "folder", str(path.resolve()), None, model.trust_remote_code, random)
+    if model.name.startswith((".", "/", "~")):
+        raise MachineError(f"{path}: no such model folder. Relative paths start from the recipe's folder.")
+    return Base(model.name, "hub", model.name, model.revision, model.trust_remote_code, random)
+
+
+def load_config(base: Base) -> PreTrainedConfig:
+    """Configuration of `base`, without weights.
+
+    Raises:
+        MachineError: it is not here and cannot be had.
+    """
+    if base.kind == "builtin":
+        return builtin.config(base.location)
+    from transformers import AutoConfig
+
+    with explained(base):
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(base.location, **base._keywords()))
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """Tokenizer of `base`; it must know the place of each token in the text.
+
+    Raises:
+        MachineError: it is not here, cannot be had, or has no fast implementation.
+    """
+    if base.kind == "builtin":
+        return builtin.tokenizer()
+    from transformers import AutoTokenizer
+
+    with explained(base):
+        tokenizer = AutoTokenizer.from_pretrained(base.location, **base._keywords())
+    if not tokenizer.is_fast:
+        raise MachineError(f"model '{base.name}': its tokenizer has no fast implementation, which masks need.")
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def family_of(config: PreTrainedConfig) -> str:
+    """`decoder`, `encoder` or `encoder_decoder`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if config.is_encoder_decoder:
+        return "encoder_decoder"
+    return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
+
+
+def limit_of(config: PreTrainedConfig) -> int | None:
+    """Longest sequence the model can take, in tokens, or None when its configuration names none."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def fingerprint_of(base: Base, config: PreTrainedConfig) -> str:
+    """Identity of the base weights: commit of a hub model, SHA-256 of a folder's files, the recipe of a builtin."""
+    if base.random:
+        return f"random:{config.model_type}"
+    if base.kind == "builtin":
+        shape = json.dumps(builtin.SHAPES[base.location], sort_keys=True)
+        return f"builtin:{base.location}:{builtin.SEED}:{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
+    commit = getattr(config, "_commit_hash", None)
+    if base.kind == "hub" and commit:
+        return f"hub:{base.location}@{commit}"
+    folder = Path(base.location)
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+@contextmanager
+def explained(base: Base) -> Iterator[None]:
+    """What transformers says about a missing or refused model, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        message = f"model '{base.name}' ends in a head of another size. Name the base model it was tuned from instead."
+        raise ArtifactError(message) from error
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        where = "is no folder here and cannot be had from the hub" if base.kind == "hub" else "cannot be loaded"
+        raise MachineError(
+            f"model '{base.name}' {where}: {first} Check the name, or download it first and name its folder."
+        ) from error
