@@ -13,6 +13,7 @@ from typing import Any
 
 CACHE = Path(tempfile.gettempdir()) / "ftune-tests"
 os.environ.update(
+    FTUNE_CACHE=str(CACHE / "ftune"),
     HF_HOME=str(CACHE / "hf"),
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",

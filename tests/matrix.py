@@ -36,6 +36,7 @@ LEARNING = {
     "domain": r".+",
     "task": r".+",
     "lora": r".+\.(lora_A|lora_B)\.default\.weight",
+    "feature_based": r"head\..+",
     "prefix": r".+\.prefix\.(keys|values)",
     "prompt": r".+\.soft_prompt\.weight",
     "ia3": r".+\.ia3_l\.default",
