@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftune import drift, finish, provenance
 from ftune.data.build import Split
-from ftune.data.order import derived_seed
+from ftune.data.order import derived_seed, window
 from ftune.device import build_accelerator, peak_memory_bytes, torch_dtype
 from ftune.drift import data_files
 from ftune.errors import ArtifactError, DivergedError, Interrupted, Problem, RecipeError
@@ -222,6 +222,7 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
         ArtifactError: it does not fit the model.
     """
     if checkpoint is None:
+        _look_at_rows(run)
         if run.leads:
             run.store.keep_lines("metrics.jsonl", lambda event: False)
         run.log("start", time=provenance.now())
@@ -328,6 +329,28 @@ def _fit(run: Run) -> Iterator[StepResult]:
     seconds = time.perf_counter() - started
     loss, rows = _score(run, train)["loss"], len(train.examples)
     yield StepResult(1, loss, 0.0, 0.0, rows, train.report.tokens, train.report.targets, seconds)
+
+
+def _look_at_rows(run: Run) -> None:
+    """Let the method look at training rows once; every process looks at the same."""
+    import torch
+
+    plan, objective = run.plan, run.loaded.recipe.objective
+    pad_id = pad_id_of(run.prepared.tokenizer)
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        for step in range(plan.steps_per_epoch):
+            work = window(
+                run.prepared.dataset.train.examples, step, batch_size=plan.batch_size,
+                micro_batch_size=plan.micro_batch_size, seed=plan.seed, draw=run.prepared.draw,
+            )  # fmt: skip
+            for examples in work.micro_batches:
+                run.stop.check()
+                batch = objective.collate(list(examples), pad_id)
+                yield {name: value.to(run.accelerator.device) for name, value in batch.items()}
+
+    torch.manual_seed(derived_seed("prepare", plan.seed))
+    run.method.prepare(run.model, batches(), objective.loss)
 
 
 def _train(run: Run) -> None:

@@ -9,7 +9,7 @@ torch, transformers and peft are imported inside functions only, so that `ftune 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -137,6 +137,20 @@ class Method(BaseModel):
 
     def quantise(self, model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
         """Keep frozen weights in fewer bits, in place: right after loading, before they are cast."""
+
+    def prepare(
+        self,
+        model: torch.nn.Module,
+        batches: Iterable[dict[str, torch.Tensor]],
+        run: Callable[[torch.nn.Module, dict[str, torch.Tensor]], object],
+    ) -> None:
+        """Look at training rows once, before the very first step; what learns may be set, its shapes stay.
+
+        Args:
+            model: what `attach` returned, on its device.
+            batches: of the objective, on the same device, one epoch at most; may be left unread.
+            run: one forward pass on a batch.
+        """
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add what the method needs to the tokenizer, in place, before any row is encoded."""

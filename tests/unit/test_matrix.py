@@ -296,3 +296,30 @@ def test_law_7_qlora_on_the_original_base(tmp_path: Path, shared: Shared) -> Non
     plain = trained(shared, Cell("lora", "causal_lm", "llama")) / "run"
     with pytest.raises(RecipeError, match="is not quantised"):
         merge(plain, tmp_path / "c", dtype=None, base="original", tick=lambda what: None)
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_eva_looks_at_the_rows_of_the_run_and_is_resumed_exactly(tmp_path: Path, model: str) -> None:
+    """A starts where inputs vary: not where `default` starts, the same each time, and cut runs go on with it."""
+    import torch
+
+    objective = "causal_lm" if model == "llama" else "sequence_classification"
+    cell = Cell("lora", objective, model)
+
+    def weights(folder: Path, init: str, stops: tuple[int, ...] = ()) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        loaded = cell.recipe(folder, fields={"init": init})
+        for step in stops:
+            listener = Stops(step)
+            with pytest.raises(Interrupted):
+                train(loaded, listener, listener.flag)
+        train(loaded)
+        return load_file(folder / "run" / "checkpoints" / "step_000005" / "weights.safetensors")
+
+    eva, again = weights(tmp_path / "a", "eva"), weights(tmp_path / "b", "eva", (1, 3))
+    assert all(torch.equal(eva[name], again[name]) for name in eva)
+    plain = weights(tmp_path / "c", "default")
+    assert plain.keys() == eva.keys()
+    largest = max(float((plain[name] - eva[name]).abs().max()) for name in eva if "lora_A" in name)
+    assert largest > 0.05
