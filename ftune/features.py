@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from ftune.data.encode import Example
 from ftune.disk import as_disk_error
-from ftune.errors import ArtifactError
+from ftune.errors import ArtifactError, DivergedError
 from ftune.manifest import MANIFEST, read_manifest, verify
 from ftune.methods._feature_model import TOKEN, hidden_states, pooled, width_of
 from ftune.store import OnOperation, Store
@@ -83,6 +83,7 @@ class FeatureSource:
 
         Raises:
             DiskError: the cache cannot be written.
+            DivergedError: the body's numbers are not finite.
         """
         folder = self.cache / self._fingerprint(examples, per_token=TOKEN in poolings)
         found = _find(folder, layers, poolings)
@@ -163,7 +164,11 @@ class FeatureSource:
     def _features(
         self, examples: Sequence[Example], layers: tuple[int, ...], poolings: tuple[str, ...]
     ) -> dict[str, list[np.ndarray]]:
-        """For each pooling one array for each example: [1, L, D], or [targets, L, D]."""
+        """For each pooling one array for each example: [1, L, D], or [targets, L, D].
+
+        Raises:
+            DivergedError: a number is not finite; names the rows.
+        """
         ids, mask = _padded(examples, self.pad_id)
         device = self.body.device
         with self.autocast():
@@ -176,6 +181,10 @@ class FeatureSource:
             else:
                 vectors = pooled(states, mask.to(device), pooling).cpu().numpy()
                 found[pooling] = list(vectors[:, None])
+        odd = [e.place for i, e in enumerate(examples) if not all(np.isfinite(f[i]).all() for f in found.values())]
+        if odd:
+            message = f"what the frozen model says of {', '.join(odd[:8])} is not finite. Set model.dtype: fp32."
+            raise DivergedError(message)
         return found
 
 

@@ -117,6 +117,12 @@ def num_weights(model: PreTrainedModel) -> int:
     return sum(outputs * inputs for outputs, inputs in shapes)
 
 
+def share(model: PreTrainedModel) -> float:
+    """Share of the numbered blocks' weights that is in `layers(model)`: stacks of experts are no linear layers."""
+    inside = sum(weight.numel() for name, weight in model.named_parameters() if re.match(IN_BLOCK, name))
+    return num_weights(model) / inside if inside else 0.0
+
+
 def _fits(layer: Any) -> bool:
     """Whether a layer is quantised or can be: a subclass may compute something else than W x."""
     import torch

@@ -19,7 +19,7 @@ from ftune.load import Loaded
 MODELS = {"llama": "decoder", "gpt2": "decoder", "qwen3": "decoder", "gemma3": "decoder", "bert": "encoder",
           "t5": "encoder_decoder", "bart": "encoder_decoder"}  # fmt: skip
 NO_CLASS = {("token_classification", "gemma3"), ("token_classification", "bart")}
-"""transformers 5.23 has no such class."""
+"""transformers 5.23 has no such class; `feature_based` needs none."""
 BLOCKS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8},
     "qlora": {"rank": 4, "alpha": 8},
@@ -116,7 +116,7 @@ def illegal(method: str, objective: str, model: str) -> str | None:
     family = MODELS[model]
     if family not in objectives.load(objective).families:
         return f"{objective} is not for {family} models"
-    if (objective, model) in NO_CLASS:
+    if (objective, model) in NO_CLASS and method != "feature_based":
         return f"transformers has no {objective} class for {model}"
     if objective not in kind.objectives:
         return f"{method} does not learn from {objective}"

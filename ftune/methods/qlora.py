@@ -28,6 +28,10 @@ RECORD = "quantised_base.json"
 """Beside the adapter: kind, number of layers and SHA-256 of the quantised weights it was trained on."""
 
 
+LEAST_QUANTISED = 0.5
+"""Share of the blocks' weights below which quantisation is refused as a promise that would not be kept."""
+
+
 class QLora(Lora):
     """LoRA beside quantised layers."""
 
@@ -98,6 +102,21 @@ class QLora(Lora):
         """
         if model.device.type != "meta":
             quantisation.quantise(model, self._how, compute_dtype, keep_original=self.init == "loftq")
+
+    def target_shapes(self, model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+        """Every layer that gets an update.
+
+        Raises:
+            RecipeError: as in LoRA, and where quantisation would leave most of the model as it is.
+        """
+        quantised = quantisation.share(model)
+        if not quantisation.quantised(model) and quantised < LEAST_QUANTISED:
+            message = (
+                f"only {quantised:.0%} of the weights of this model's blocks are in linear layers that can be "
+                "quantised; stacked experts cannot. The memory you expect would not be saved. Use method: lora."
+            )
+            raise RecipeError([Problem("method.name", message)])
+        return super().target_shapes(model)
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
         """Quantise what is not yet, freeze it, and put A and B (fp32) beside each target.

@@ -19,7 +19,15 @@ from laws import events, python, train
 
 from ftune import builtin
 from ftune.data.encode import Example
-from ftune.errors import ArtifactError, DataError, DiskError, Interrupted, NotMergeable, RecipeError
+from ftune.errors import (
+    ArtifactError,
+    DataError,
+    DiskError,
+    DivergedError,
+    Interrupted,
+    NotMergeable,
+    RecipeError,
+)
 from ftune.features import FeatureSource, cache_folder
 from ftune.listener import Listener
 from ftune.load import Loaded, load_recipe
@@ -299,6 +307,16 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_the_disk(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="file"):
         source(body("bert"), tmp_path / "file")(examples(texts()), (2,), ("mean",))
+
+
+def test_features_that_are_not_finite_name_their_rows(tmp_path: Path) -> None:
+    built = body("bert")
+    built.embeddings.word_embeddings.weight.data[250] = np.inf
+    rows = texts()
+    rows[4][0] = 250
+    with pytest.raises(DivergedError, match=r"says of rows:4 is not finite.*fp32"):
+        source(built, tmp_path)(examples(rows), (2,), ("mean",))
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_cache_folder(tmp_path: Path) -> None:

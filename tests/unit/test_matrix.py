@@ -323,3 +323,27 @@ def test_eva_looks_at_the_rows_of_the_run_and_is_resumed_exactly(tmp_path: Path,
     assert plain.keys() == eva.keys()
     largest = max(float((plain[name] - eva[name]).abs().max()) for name in eva if "lora_A" in name)
     assert largest > 0.05
+
+
+TWO = ["full-seq2seq_lm-t5", "lora-sequence_classification-bert", "qlora-causal_lm-llama", "adapter-masked_lm-bert",
+       "prefix-causal_lm-qwen3", "prompt-causal_lm-gpt2", "task-token_classification-bert",
+       "feature_based-sequence_classification-llama", "ia3-causal_lm-llama", "domain-causal_lm-gemma3"]  # fmt: skip
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("cell", [cell for cell in ALL if str(cell) in TWO], ids=str)
+def test_law_9_two_processes_learn_what_one_does(tmp_path: Path, shared: Shared, cell: Cell) -> None:
+    """Through the command line: the same losses, gradient norms and scores, step by step."""
+    from laws import ftune
+
+    loaded = cell.recipe(tmp_path)
+    done = ftune("train", loaded.path, "--devices", 2, "--quiet", seconds=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = trained(shared, cell) / "run"
+    for kind, keys in (("step", ("loss", "grad_norm")), ("eval", ("loss",))):
+        ours, theirs = (events(run, kind) for run in (tmp_path / "run", whole))
+        assert len(ours) == len(theirs) > 0
+        for key in keys:
+            assert [e[key] for e in ours] == pytest.approx([e[key] for e in theirs], rel=1e-4), (kind, key)
+    reports = [json.loads((run / "report.json").read_text()) for run in (tmp_path / "run", whole)]
+    assert reports[0]["metrics"]["eval"].keys() == reports[1]["metrics"]["eval"].keys()

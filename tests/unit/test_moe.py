@@ -101,3 +101,12 @@ def test_what_stays_frozen_cannot_be_named() -> None:
         Ia3().target_shapes(model("mixtral"))
     named = Ia3(target_modules=["k_proj", "v_proj"], feedforward_modules=[])
     assert len(named.target_shapes(model("mixtral"))) == 4
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "phimoe"])
+def test_qlora_is_refused_where_the_experts_would_stay_as_they_are(kind: str) -> None:
+    from ftune.methods.qlora import QLora
+
+    with pytest.raises(RecipeError, match=r"only \d+% of the weights .* stacked experts cannot. .* method: lora"):
+        QLora().target_shapes(model(kind))
+    assert QLora().target_shapes(tiny.model("causal", "llama"))

@@ -115,3 +115,36 @@ def test_how_such_a_checkpoint_is_told_apart(kind: str) -> None:
     for family in builtin.SHAPES:
         plain = builtin.config(family)
         assert type(plain) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and plain.get_text_config() is plain
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "lora", "rank": 4}, {"name": "full"}, {"name": "qlora", "rank": 4}], ids=str
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_on_text_keeps_the_class_and_every_tensor(tmp_path: Path, kind: str, method: dict[str, Any]) -> None:
+    """Train, save, open, merge: the images' part of the checkpoint is there in the end, bit for bit."""
+    import torch
+    from laws import ROWS, recipe, train
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    from ftune.merging import merge
+
+    base = model(kind)
+    base.save_pretrained(tmp_path / "base")
+    builtin.tokenizer().save_pretrained(tmp_path / "base")
+    loaded = recipe(tmp_path, rows=ROWS, model=str(tmp_path / "base"), method=method, data={"eval": "rows.jsonl"},
+                    eval={"every": 5})  # fmt: skip
+    report = train(loaded)
+    assert report["metrics"]["eval"]["loss"]["value"] < report["baseline"]["loss"]
+    result = merge(tmp_path / "run", None, dtype="fp32", tick=lambda what: None)
+    assert result.opens_with == "AutoModelForImageTextToText"
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", tmp_path / "run/merged"))
+    assert before.keys() == after.keys()
+    seen = [name for name in before if "vision" in name or "visual" in name]
+    assert seen
+    kept = [name for name in seen if torch.equal(before[name].float(), after[name])]
+    if method["name"] == "lora":
+        assert kept == seen
+    opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "run/merged")
+    assert type(opened) is type(base)

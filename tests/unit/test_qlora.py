@@ -644,8 +644,8 @@ def test_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MachineError, match=r"pip install ftune\[qlora\]") as error:
+    with pytest.raises(MachineError, match=r"pip install bitsandbytes") as error:
         method().load_options(torch.float32)
     assert error.value.exit_code == 10
-    with pytest.raises(MachineError, match=r"pip install ftune\[qlora\]"):
+    with pytest.raises(MachineError, match=r"pip install bitsandbytes"):
         method().attach(plain("llama"), builtin.tokenizer())
