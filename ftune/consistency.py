@@ -21,17 +21,18 @@ _NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_ever
 def consistency_problems(recipe: Recipe) -> list[Problem]:
     """Everything wrong between the keys of a recipe whose single values are all valid."""
     written = _written(recipe)
-    checks = (_axes, _model, _data, _text_rows, _evaluation, _generation, _batch)
+    checks = (_axes, _method, _model, _data, _text_rows, _evaluation, _generation, _batch)
     return [problem for check in checks for problem in check(recipe, written)]
 
 
 def _written(recipe: Recipe) -> set[str]:
-    """Dotted `section.key` of every value that was given rather than defaulted."""
+    """Dotted `section.key` of every value that was given rather than defaulted, and of a preset's `weights`."""
+    blocks = {name: getattr(recipe, name) for name in recipe.model_fields_set} | {"method.weights": recipe.learner}
     return {
         f"{name}.{key}"
-        for name in recipe.model_fields_set
-        if isinstance(section := getattr(recipe, name), BaseModel)
-        for key in section.model_fields_set
+        for name, block in blocks.items()
+        if isinstance(block, BaseModel)
+        for key in block.model_fields_set
     }
 
 
@@ -50,6 +51,19 @@ def _axes(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
         works = ", ".join(sorted(accepted))
         who = objective.name if accepted == objective.formats else f"method {method.name} with {objective.name}"
         yield Problem("data.format", f"{data.format} rows do not fit {who}. Expected one of: {works}.")
+
+
+def _method(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    """What the method says once its objective is known."""
+    if recipe.objective.name not in recipe.learner.objectives:
+        return
+    method, own = recipe.learner.bound(recipe.objective), recipe.learner.problems()
+    block = "method" if recipe.method is recipe.learner else "method.weights"
+    yield from (Problem(f"{block}.{key}", message) for key, message in method.problems() if (key, message) not in own)
+    for key, why in method.dead_keys().items():
+        path = key.replace("method", block, 1) if key.startswith("method.") else key
+        if path in written:
+            yield Problem(path, f"{NO_EFFECT}: {why}. Remove it.")
 
 
 def _model(recipe: Recipe, written: set[str]) -> Iterator[Problem]:

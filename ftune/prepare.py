@@ -43,7 +43,6 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     Raises:
         RecipeError, DataError, MachineError: what was asked cannot be done here.
     """
-    refuse_contradictions(loaded)
     recipe = loaded.recipe
     start = start_of(recipe.model, loaded.folder)
     tokenizer = load_tokenizer(start.tokenizer_base)
@@ -76,28 +75,6 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     facts = Facts(machine, model, facts_of_data(dataset))
     plan = make_plan(recipe, facts, loaded.source)
     return Prepared(start, tokenizer, renderer, dataset, draw, record, facts, plan)
-
-
-def refuse_contradictions(loaded: Loaded) -> None:
-    """Check what the method says once it knows the objective; keys that another file wrote may be without effect.
-
-    Raises:
-        RecipeError: fields contradict the objective, or keys have no effect.
-    """
-    recipe = loaded.recipe
-    method = recipe.learner.bound(recipe.objective)
-    block = "method" if recipe.method is recipe.learner else "method.weights"
-
-    def problem(key: str, message: str) -> Problem:
-        path = key.replace("method", block, 1) if key.startswith("method.") else key
-        return Problem(path, message, loaded.origins.get(path, ""))
-
-    problems = [problem(f"method.{field}", message) for field, message in method.problems()]
-    dead = [problem(key, f"has no effect: {why}. Remove it.") for key, why in method.dead_keys().items()]
-    here = (f"{loaded.path}:", "--set")
-    problems += [found for found in dead if found.where.startswith(here)]
-    if problems:
-        raise RecipeError(problems)
 
 
 def refuse_family(recipe: Recipe, family: str) -> None:

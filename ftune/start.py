@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ftune.base import Base, find_base, load_config, load_tokenizer
 from ftune.base import fingerprint_of as base_fingerprint
-from ftune.errors import ArtifactError
+from ftune.errors import ArtifactError, NotMergeable
 from ftune.load import parse_recipe
 from ftune.manifest import MANIFEST, sha256_of, verify
 from ftune.methods import Method
@@ -84,6 +84,7 @@ def start_of(model: Model, folder: Path) -> Start:
 
     Raises:
         ArtifactError: the run is not finished or damaged.
+        NotMergeable: it is of a method whose result is no plain model.
     """
     run = folder / model.name
     if not (run / "run.json").is_file():
@@ -95,6 +96,11 @@ def start_of(model: Model, folder: Path) -> Start:
     own = Base(model.name, "folder", str(result.resolve()))
     if record.recipe.learner.standalone:
         return Start(own, own)
+    if not record.recipe.learner.mergeable:
+        raise NotMergeable(
+            f"{run}: method {record.recipe.learner.name} cannot be merged into its base, so its result cannot be the start "
+            "of another run. Name its base model, or a run of a method that merges (`ftune methods`)."
+        )
     below = start_of(record.recipe.model, record.folder)
     return Start(below.base, own, result, record, below)
 

@@ -347,3 +347,13 @@ def test_law_9_two_processes_learn_what_one_does(tmp_path: Path, shared: Shared,
             assert [e[key] for e in ours] == pytest.approx([e[key] for e in theirs], rel=1e-4), (kind, key)
     reports = [json.loads((run / "report.json").read_text()) for run in (tmp_path / "run", whole)]
     assert reports[0]["metrics"]["eval"].keys() == reports[1]["metrics"]["eval"].keys()
+
+
+def test_a_run_that_does_not_merge_is_no_start(tmp_path: Path, shared: Shared) -> None:
+    from ftune.errors import NotMergeable
+    from ftune.prepare import prepare
+
+    run = trained(shared, Cell("adapter", "causal_lm", "llama")) / "run"
+    loaded = Cell("lora", "causal_lm", "llama").recipe(tmp_path, model=str(run))
+    with pytest.raises(NotMergeable, match="method adapter cannot be merged into its base"):
+        prepare(loaded, lambda *_: None)
