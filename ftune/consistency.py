@@ -28,12 +28,8 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
 def _written(recipe: Recipe) -> set[str]:
     """Dotted `section.key` of every value that was given rather than defaulted, and of a preset's `weights`."""
     blocks = {name: getattr(recipe, name) for name in recipe.model_fields_set} | {"method.weights": recipe.learner}
-    return {
-        f"{name}.{key}"
-        for name, block in blocks.items()
-        if isinstance(block, BaseModel)
-        for key in block.model_fields_set
-    }
+    sections = {name: block for name, block in blocks.items() if isinstance(block, BaseModel)}
+    return {f"{name}.{key}" for name, block in sections.items() for key in block.model_fields_set}
 
 
 def _axes(recipe: Recipe, written: set[str]) -> Iterator[Problem]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from ftune.run import Run
+    from ftune.session import Run
 
 
 def finish(run: Run) -> Report:

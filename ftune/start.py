@@ -98,8 +98,8 @@ def start_of(model: Model, folder: Path) -> Start:
         return Start(own, own)
     if not record.recipe.learner.mergeable:
         raise NotMergeable(
-            f"{run}: method {record.recipe.learner.name} cannot be merged into its base, so its result cannot be the start "
-            "of another run. Name its base model, or a run of a method that merges (`ftune methods`)."
+            f"{run}: method {record.recipe.learner.name} cannot be merged into its base, so its result cannot be the "
+            "start of another run. Name its base model, or a run of a method that merges (`ftune methods`)."
         )
     below = start_of(record.recipe.model, record.folder)
     return Start(below.base, own, result, record, below)
