@@ -85,8 +85,6 @@ class FeatureBased(Method):
         found = []
         if self.hidden is not None and self.head != "mlp":
             found.append(("hidden", f"is the hidden layer of head mlp, and head is {self.head}. Remove it."))
-        if self.regularisation != 1.0 and self.head in ("linear", "mlp"):
-            found.append(("regularisation", f"is of head logistic, and head is {self.head}. See train.weight_decay."))
         if self.dropout and self._kind == "logistic":
             found.append(("dropout", "is for heads that learn in steps; logistic is fitted at once. Remove it."))
         if isinstance(self.layer, list) and len(set(self.layer)) < len(self.layer):

@@ -95,7 +95,7 @@ def test_whole_job(straight: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("operation", [20, 60, 100])
+@pytest.mark.parametrize("operation", [pytest.param(20, marks=pytest.mark.e2e), 60, 100])
 def test_sigkill_then_the_same_command_gives_the_same_bits(straight: Path, tmp_path: Path, operation: int) -> None:
     recipe = write_recipe(tmp_path)
     kill = {"FTUNE_TESTING": "1", "FTUNE_FAULT": f"{operation}:KILL"}
@@ -126,7 +126,9 @@ def interrupted(recipe: Path, number: signal.Signals, *options: str) -> tuple[in
     return process.returncode, stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.e2e), (signal.SIGTERM, 143)]
+)
 def test_signals_save_and_leave(straight: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     recipe = write_recipe(tmp_path, checkpoint={"every": 1000})
     returned, stderr = interrupted(recipe, number)
@@ -137,7 +139,9 @@ def test_signals_save_and_leave(straight: Path, tmp_path: Path, number: signal.S
     assert losses(tmp_path / "runs" / "recipe") == losses(straight / "runs" / "recipe")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.e2e)]
+)
 def test_signals_reach_every_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """The launcher passes them on; all processes agree on the step that is saved, and none is left."""
     train = {"duration": "5000 steps", "batch_size": 4, "micro_batch_size": 2}
@@ -253,7 +257,9 @@ def test_damage_is_found_and_stepped_over(straight: Path, tmp_path: Path) -> Non
     assert weights(run) == weights(straight / "runs" / "recipe")
 
 
-@pytest.mark.parametrize("kind", ["ENOSPC", "EROFS", "EACCES"])
+@pytest.mark.parametrize(
+    "kind", ["ENOSPC", pytest.param("EROFS", marks=pytest.mark.e2e), pytest.param("EACCES", marks=pytest.mark.e2e)]
+)
 def test_disk_errors_exit_5_and_lose_nothing(straight: Path, tmp_path: Path, kind: str) -> None:
     recipe = write_recipe(tmp_path)
     failed = ftune("train", recipe, "--quiet", cwd=tmp_path, code=5, FTUNE_TESTING="1", FTUNE_FAULT=f"70:{kind}")
