@@ -207,11 +207,20 @@ def answer(
         raw: continue the text as it is, without a template.
         overrides: `--set`, for a recipe.
         tick: hears of progress; may raise to stop.
+
+    Raises:
+        RecipeError: the target was trained to label, not to write.
     """
     import torch
 
     tick("loading", 0, 0)
     target = open_target(path, overrides=overrides)
+    if target.record is not None and not target.record.recipe.objective.generation_metrics:
+        name = target.record.recipe.objective.name
+        message = (
+            f"objective {name} labels or guesses, it writes no answers. Score rows with: ftune eval {path} --data FILE"
+        )
+        raise RecipeError([Problem("", message, str(path))])
     device = look_at_machine(Path()).device
     target.model.to(device)
     torch.manual_seed(seed)

@@ -357,3 +357,11 @@ def test_a_run_that_does_not_merge_is_no_start(tmp_path: Path, shared: Shared) -
     loaded = Cell("lora", "causal_lm", "llama").recipe(tmp_path, model=str(run))
     with pytest.raises(NotMergeable, match="method adapter cannot be merged into its base"):
         prepare(loaded, lambda *_: None)
+
+
+def test_a_classifier_is_not_asked_to_write(shared: Shared) -> None:
+    from ftune.scoring import answer
+
+    run = trained(shared, Cell("lora", "sequence_classification", "llama")) / "run"
+    with pytest.raises(RecipeError, match="sequence_classification labels or guesses, it writes no answers"):
+        answer(run, ["a"], max_new_tokens=2, sampling=None, seed=0, raw=False, overrides=(), tick=lambda *_: None)
