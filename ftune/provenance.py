@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -23,10 +24,13 @@ def now() -> str:
 
 
 def fingerprints(prepared: Prepared) -> dict[str, str]:
-    """Identity of what the weights depend on: training tokens, held-out tokens, base weights."""
-    held = prepared.dataset.eval
+    """Identity of what the weights depend on: training tokens and names of labels, held-out tokens, base weights."""
+    held, labels = prepared.dataset.eval, prepared.dataset.labels
+    learned = prepared.dataset.train.fingerprint
+    if labels:  # examples hold their positions only
+        learned = hashlib.sha256("\0".join([learned, *labels]).encode()).hexdigest()
     return {
-        "data.train": prepared.dataset.train.fingerprint,
+        "data.train": learned,
         "data.eval": "none" if held is None else held.fingerprint,
         "model.name": prepared.facts.model.fingerprint,
     }

@@ -9,31 +9,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import SerializeAsAny
-
-from ftune.methods import Method
-from ftune.methods.full import Full
+from ftune.methods._preset import Preset
 
 
-class Domain(Method):
+class Domain(Preset):
     """Raw text of a domain, with the weights of another method."""
 
     name: Literal["domain"] = "domain"
 
-    weights: SerializeAsAny[Method] = Full()
-    """The method that says which weights learn, such as `lora` or a block of it."""
-
     objectives: ClassVar[frozenset[str]] = frozenset({"causal_lm", "masked_lm", "seq2seq_lm"})
     learns: ClassVar[str] = "every weight (or those of `weights`), from raw text"
     paper: ClassVar[str] = "https://arxiv.org/abs/2004.10964"
-    mergeable: ClassVar[bool] = True
-    learning_rate: ClassVar[float] = Full.learning_rate
-    learning_rate_evidence: ClassVar[str] = Full.learning_rate_evidence
-
-    @property
-    def learner(self) -> Method:
-        """What holds the weights."""
-        return self.weights.learner
 
     def accepts(self, formats: frozenset[str]) -> frozenset[str]:
         """Raw text only."""

@@ -8,36 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import SerializeAsAny
-
-from ftune.methods import Method
-from ftune.methods.full import Full
+from ftune.methods._preset import Preset
 
 if TYPE_CHECKING:
     from ftune.objectives import Objective
 
 
-class Task(Method):
+class Task(Preset):
     """Rows of one task, with the weights of another method."""
 
     name: Literal["task"] = "task"
-
-    weights: SerializeAsAny[Method] = Full()
-    """The method that says which weights learn, such as `lora` or a block of it."""
 
     objectives: ClassVar[frozenset[str]] = frozenset(
         {"sequence_classification", "token_classification", "seq2seq_lm", "causal_lm"}
     )
     learns: ClassVar[str] = "every weight (or those of `weights`) and a fresh head, from labelled or paired rows"
     paper: ClassVar[str] = "https://arxiv.org/abs/1801.06146"
-    mergeable: ClassVar[bool] = True
-    learning_rate: ClassVar[float] = Full.learning_rate
-    learning_rate_evidence: ClassVar[str] = Full.learning_rate_evidence
-
-    @property
-    def learner(self) -> Method:
-        """What holds the weights."""
-        return self.weights.learner
 
     def accepts(self, formats: frozenset[str]) -> frozenset[str]:
         """Rows that say what is wanted; raw text does not."""

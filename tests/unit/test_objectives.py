@@ -302,3 +302,17 @@ def test_tags_that_are_not_bio_are_scored_word_by_word(tmp_path: Path) -> None:
                     data={"template": None, "eval": "rows.jsonl"}, eval={"every": 5})  # fmt: skip
     metrics = train(loaded)["metrics"]["eval"]
     assert metrics.keys() == {"loss", "token_accuracy"}
+
+
+def test_a_label_that_was_renamed_is_other_data(tmp_path: Path) -> None:
+    """The positions are the same, the names are not: a run may not go on under other names."""
+    from ftune.errors import ArtifactError
+
+    def start(names: str) -> None:
+        rows = [{"text": f"t{i}", "label": names[i % 2]} for i in range(4)]
+        train(recipe(tmp_path, rows=rows, objective="sequence_classification", model="builtin:tiny-bert",
+                     method="full", data={"template": None}))  # fmt: skip
+
+    start("ab")
+    with pytest.raises(ArtifactError, match="data.train: what the run learned from has changed"):
+        start("xy")
