@@ -316,3 +316,28 @@ def test_a_label_that_was_renamed_is_other_data(tmp_path: Path) -> None:
     start("ab")
     with pytest.raises(ArtifactError, match="data.train: what the run learned from has changed"):
         start("xy")
+
+
+def test_an_artefact_without_its_head_does_not_open(tmp_path: Path) -> None:
+    """A base may lack the head, which is drawn; what was trained may not."""
+    from safetensors.torch import load_file, save_file
+
+    from ftune.errors import ArtifactError
+    from ftune.store import Store
+    from ftune.target import open_target
+
+    train(recipe(tmp_path, rows=ROWS["classification"], objective="sequence_classification",
+                 model="builtin:tiny-bert", method="full", data={"template": None}))  # fmt: skip
+    files = [file for file in (tmp_path / "run" / "model").iterdir() if file.suffix != ".safetensors"]
+    kept = {file.name: file.read_bytes() for file in files}
+    tensors = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    del tensors["classifier.weight"]
+
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        for name in kept.keys() - {"MANIFEST.json"}:
+            (folder / name).write_bytes(kept[name])
+
+    Store(tmp_path / "run").publish("model", write, {})
+    with pytest.raises(ArtifactError, match="has no weights for .'classifier.weight'"):
+        open_target(tmp_path / "run")
