@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from ftune.base import family_of, limit_of
 from ftune.data.build import Encoder, Tick, encode_split, read_samples
+from ftune.data.chat import Turn
 from ftune.data.read import Row
-from ftune.data.shape import Sample, Turn
+from ftune.data.shape import Sample
 from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import DataError, Problem, RecipeError, suggestion
 from ftune.evaluation import Prediction, Scores, generate

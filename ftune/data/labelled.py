@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftune.data.read import Row
+from ftune.data.read import Row, short
 from ftune.errors import RowProblem, suggestion
 
 LABELLED = frozenset({"classification", "multi_label", "regression", "token_labels"})
@@ -48,15 +48,15 @@ def read_labels(
         return [row.problem(f"is missing.{suggestion(theirs, row.values)} Map it with data.columns.", theirs)]
     if row_format == "classification":
         name = _name(value)
-        return Labels(name) if name else [row.problem(f"expected a label, received {_short(value)}.", theirs)]
+        return Labels(name) if name else [row.problem(f"expected a label, received {short(value)}.", theirs)]
     if row_format == "regression":
         number = _number(value)
         return (
-            [row.problem(f"expected a number, received {_short(value)}.", theirs)] if number is None else Labels(number)
+            [row.problem(f"expected a number, received {short(value)}.", theirs)] if number is None else Labels(number)
         )
     names = _names(value)
     if names is None:
-        return [row.problem(f"expected a list of labels, received {_short(value)}.", theirs)]
+        return [row.problem(f"expected a list of labels, received {short(value)}.", theirs)]
     if row_format == "multi_label":
         return Labels(tuple(sorted(set(names))))
     return _tagged(row, columns["tokens"], values, names)
@@ -65,7 +65,7 @@ def read_labels(
 def _tagged(row: Row, column: str, values: Mapping[str, Any], tags: tuple[str, ...]) -> Labels | list[RowProblem]:
     words = values.get(column)
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
-        return [row.problem(f"expected a list of words, received {_short(words)}.", column)]
+        return [row.problem(f"expected a list of words, received {short(words)}.", column)]
     if len(words) != len(tags):
         return [row.problem(f"has {len(words)} words but {len(tags)} tags; expected one for each.", column)]
     return Labels(tags, tuple(words))
@@ -92,7 +92,3 @@ def _number(value: Any) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _short(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__}: {str(value)[:80]!r}"

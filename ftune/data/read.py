@@ -32,6 +32,13 @@ class Row:
         return RowProblem(self.file, self.number, message, field)
 
 
+def short(value: Any) -> str:
+    """How a value of a wrong type is shown in a message, in one short line."""
+    if value is None:
+        return "null"
+    return f"{type(value).__name__}: {str(value)[:80]!r}"
+
+
 def locate(source: Source, folder: Path) -> list[Path] | None:
     """The files that `source` names, or None when it is a hub id.
 

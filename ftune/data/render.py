@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftune.data.shape import Sample, Turn
+from ftune.data.chat import Turn
+from ftune.data.shape import Sample
 from ftune.errors import DataError
 
 if TYPE_CHECKING:

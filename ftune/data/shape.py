@@ -8,20 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from ftune.data.chat import Turn, read_turns
 from ftune.data.labelled import LABELLED, read_labels
-from ftune.data.read import Row
+from ftune.data.read import Row, short
 from ftune.errors import DataError, RowProblem, suggestion
 from ftune.recipe import COLUMNS
 
-Role = Literal["system", "user", "assistant", "tool"]
 OPTIONAL = {"system", "input", "text_pair"}
-ROLES: dict[str, Role] = {
-    "system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
-    "gpt": "assistant", "function_call": "assistant", "tool": "tool", "observation": "tool",
-}  # fmt: skip
-"""Roles of ShareGPT and of OpenAI messages, in the words of chat templates."""
 SIGNATURES = {
     "chat": [{"messages"}, {"conversations"}],
     "prompt_completion": [{"prompt", "completion"}],
@@ -34,14 +29,6 @@ SIGNATURES = {
     "token_labels": [{"tokens", "tags"}],
 }
 """Columns that give a format away."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Role
-    content: str
 
 
 @dataclass(frozen=True)
@@ -128,10 +115,13 @@ def to_sample(
         shown: columns that the template shows.
     """
     if row_format == "chat":
-        return _chat(row, mapping, shown)
+        turns = read_turns(row, mapping)
+        return (
+            turns if isinstance(turns, list) else Sample(row, turns=turns, fields=without_nan(row.values), shown=shown)
+        )
     if row_format in LABELLED:
         return _labelled(row, row_format, mapping, shown)
-    values = _without_nan(row.values)
+    values = without_nan(row.values)
     fields = dict(values)
     problems = []
     for name in COLUMNS[row_format]:
@@ -161,7 +151,7 @@ def _labelled(
     row: Row, row_format: str, mapping: Mapping[str, str], shown: tuple[str, ...]
 ) -> Sample | list[RowProblem]:
     """A text, a pair of texts or words with labels. Columns that a template shows need not be called `text`."""
-    values = _without_nan(row.values)
+    values = without_nan(row.values)
     texts, problems = {}, []
     for name in () if row_format == "token_labels" else ("text", "text_pair"):
         theirs = mapping.get(name, name)
@@ -179,7 +169,7 @@ def _labelled(
     return problems or sample
 
 
-def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values with null for NaN, which is how tables of numbers write an empty cell."""
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
@@ -188,47 +178,7 @@ def _field_problem(row: Row, name: str, theirs: str, value: Any) -> RowProblem |
     if theirs not in row.values and name not in OPTIONAL:
         return row.problem(f"is missing.{suggestion(theirs, row.values)} Map it with data.columns.", theirs)
     if not isinstance(value, str):
-        return row.problem(f"expected text, received {_short(value)}.", theirs)
+        return row.problem(f"expected text, received {short(value)}.", theirs)
     if not value.strip() and name not in OPTIONAL:
         return row.problem("is empty.", theirs)
     return None
-
-
-def _chat(row: Row, mapping: Mapping[str, str], shown: tuple[str, ...]) -> Sample | list[RowProblem]:
-    column = mapping.get("messages", "conversations" if "conversations" in row.values else "messages")
-    messages = row.values.get(column)
-    if column not in row.values:
-        return [row.problem(f"is missing.{suggestion(column, row.values)} Map it with data.columns.", column)]
-    if not isinstance(messages, list) or not messages:
-        return [row.problem(f"expected a list of messages, received {_short(messages)}.", column)]
-    turns = [_turn(row, message, f"{column}[{index}]") for index, message in enumerate(messages)]
-    problems = [turn for turn in turns if isinstance(turn, RowProblem)]
-    good = tuple(turn for turn in turns if isinstance(turn, Turn))
-    if not problems and not any(turn.role == "assistant" for turn in good):
-        problems.append(row.problem("has no assistant message, so nothing to learn.", column))
-    return problems or Sample(row, turns=good, fields=_without_nan(row.values), shown=shown)
-
-
-def _turn(row: Row, message: Any, place: str) -> Turn | RowProblem:
-    """One message, of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
-    if not isinstance(message, dict):
-        return row.problem(f"expected an object, received {_short(message)}.", place)
-    openai = message.get("role") is not None or "from" not in message
-    whose, what = ("role", "content") if openai else ("from", "value")
-    role, content = message.get(whose), message.get(what)
-    if not isinstance(role, str):
-        return row.problem(f"expected text, received {_short(role)}.", f"{place}.{whose}")
-    if role not in ROLES:
-        return row.problem(f"unknown role {role[:80]!r}.{suggestion(role, ROLES)}", f"{place}.{whose}")
-    if not isinstance(content, str):
-        return row.problem(f"expected text, received {_short(content)}.", f"{place}.{what}")
-    if not content.strip() and ROLES[role] == "assistant":
-        return row.problem("is empty.", f"{place}.{what}")
-    return Turn(ROLES[role], content)
-
-
-def _short(value: Any) -> str:
-    """How a value of a wrong type is shown in a message, in one short line."""
-    if value is None:
-        return "null"
-    return f"{type(value).__name__}: {str(value)[:80]!r}"

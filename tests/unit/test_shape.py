@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from ftune.data.chat import ROLES, Turn
 from ftune.data.read import Row
-from ftune.data.shape import ROLES, Sample, Turn, detect_format, to_sample
+from ftune.data.shape import Sample, detect_format, to_sample
 from ftune.errors import DataError
 from ftune.objectives.causal_lm import CausalLM
 

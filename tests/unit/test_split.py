@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftune.data.chat import Turn
 from ftune.data.read import Row
-from ftune.data.shape import Sample, Turn
+from ftune.data.shape import Sample
 from ftune.data.split import hold_out, overlap, subset, without_duplicates
 from ftune.errors import DataError
 
