@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from ftune import drift, provenance
 from ftune.data.build import Split
+from ftune.data.cache import cache_root
 from ftune.data.order import derived_seed, window
 from ftune.device import build_accelerator, torch_dtype
 from ftune.drift import data_files
 from ftune.errors import ArtifactError, Problem, RecipeError
-from ftune.features import FeatureSource, cache_folder
+from ftune.features import FeatureSource
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.loop import training_module
@@ -188,7 +189,7 @@ def _feature_source(run: Run, body: PreTrainedModel) -> FeatureSource:
 
     return FeatureSource(
         body=body,
-        cache=cache_folder(os.environ, Path.home()),
+        cache=cache_root(os.environ, Path.home()) / "features",
         identity=identity,
         batch_size=plan.eval_batch_size,
         pad_id=pad_id_of(prepared.tokenizer),

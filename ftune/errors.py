@@ -76,17 +76,24 @@ class RowProblem:
 
 
 class DataError(FtuneError, ValueError):
-    """Rows that cannot be used. Shows the first 20 and says how many there are."""
+    """Rows that cannot be used. Shows the first 20 and says how many there are.
+
+    Args:
+        message: what is wrong with all of them; may be empty.
+        problems: of rows, in order.
+        total: how many problems there are, where `problems` are only the first; 0 when they are all.
+    """
 
     exit_code = 3
     SHOWN: ClassVar[int] = 20
 
-    def __init__(self, message: str = "", problems: Sequence[RowProblem] = ()) -> None:
+    def __init__(self, message: str = "", problems: Sequence[RowProblem] = (), total: int = 0) -> None:
         self.problems = tuple(problems)
+        total = max(total, len(self.problems))
         lines = [message] if message else []
         lines += [str(problem) for problem in self.problems[: self.SHOWN]]
-        if len(self.problems) > self.SHOWN:
-            lines.append(f"... and {len(self.problems) - self.SHOWN} more, {len(self.problems)} in all.")
+        if total > self.SHOWN:
+            lines.append(f"... and {total - self.SHOWN} more, {total} in all.")
         super().__init__("\n".join(lines))
 
 

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from ftune.data.cache import alone
 from ftune.data.encode import Example
-from ftune.disk import as_disk_error
 from ftune.errors import ArtifactError, DivergedError
 from ftune.manifest import MANIFEST, read_manifest, verify
 from ftune.methods._feature_model import TOKEN, hidden_states, pooled, width_of
@@ -37,19 +37,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the code that computes features: entries of another version are not taken."""
-
-
-def cache_folder(environment: Mapping[str, str], home: Path) -> Path:
-    """`FTUNE_CACHE`, else the platform's folder for caches of a user."""
-    if named := environment.get("FTUNE_CACHE"):
-        return Path(named).absolute() / "features"
-    if sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        base = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "ftune" / "features"
 
 
 @dataclass(frozen=True)
@@ -88,9 +75,7 @@ class FeatureSource:
         folder = self.cache / self._fingerprint(examples, per_token=TOKEN in poolings)
         found = _find(folder, layers, poolings)
         if found is None:
-            with as_disk_error(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            with self._alone(folder, len(examples)):
+            with alone(folder, lambda: self.tick(0, len(examples))):
                 found = _find(folder, layers, poolings) or self._computed(folder, examples, layers, poolings)
         return found
 
@@ -102,21 +87,6 @@ class FeatureSource:
             digest.update(example.is_target.tobytes() if per_token else b"")
         return digest.hexdigest()[:40]
 
-    @contextmanager
-    def _alone(self, folder: Path, total: int) -> Iterator[None]:
-        lock = FileLock(folder / ".lock")
-        while True:
-            try:
-                with as_disk_error(folder):
-                    lock.acquire(timeout=0.5)
-                break
-            except Timeout:
-                self.tick(0, total)
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _computed(
         self, folder: Path, examples: Sequence[Example], layers: tuple[int, ...], poolings: tuple[str, ...]
     ) -> dict[str, np.ndarray]:
@@ -126,11 +96,12 @@ class FeatureSource:
         sizes = [example.num_targets if TOKEN in poolings else 1 for example in examples]
         row_bytes = 4 * len(layers) * width_of(self.body)
         store.require_space(sum(sizes) * row_bytes * len(poolings), "the features of the rows")
+        made = datetime.now(UTC).isoformat(timespec="seconds")
         name = hashlib.sha256(json.dumps([layers, poolings]).encode()).hexdigest()[:16]
         entry = store.publish(
             name,
             lambda temp: self._write(temp, examples, sizes, layers, poolings),
-            {"layers": list(layers), "poolings": list(poolings), "rows": sum(sizes)},
+            {"layers": list(layers), "poolings": list(poolings), "rows": sum(sizes), "made": made},
         )
         return _open(entry, list(layers), layers, poolings)
 
@@ -240,6 +211,8 @@ def _find(folder: Path, layers: tuple[int, ...], poolings: tuple[str, ...]) -> d
             facts = read_manifest(entry)
             if set(layers) <= set(facts["layers"]) and set(poolings) <= set(facts["poolings"]):
                 verify(entry)
+                with suppress(OSError):
+                    os.utime(entry / MANIFEST)  # when it was last used
                 return _open(entry, facts["layers"], layers, poolings)
         except (ArtifactError, KeyError):
             continue

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftune import methods, objectives
 from ftune.base import family_of, limit_of, load_config, load_tokenizer
-from ftune.data.build import Dataset, Tick, build_data
+from ftune.data.build import Dataset, build_data
+from ftune.data.cache import Cache, cache_root
 from ftune.data.order import Draw
 from ftune.data.render import Renderer
+from ftune.data.samples import Tick
 from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
@@ -64,6 +67,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
         max_eval_rows=recipe.eval.max_rows,
         encoder_decoder=family == "encoder_decoder",
         tick=tick,
+        cache=Cache(cache_root(os.environ, Path.home())),
     )
     fingerprint = start.fingerprint()
     record = Record(recipe, loaded.folder, fingerprint, dataset.labels)

@@ -127,6 +127,12 @@ class Data(Section):
     """Longest example in tokens; `auto` is the smaller of 1024 and the model's limit."""
     overlong: Literal["error", "drop", "truncate_prompt", "truncate", "split"] | None = None
     """What happens to rows longer than `max_length`, always counted. Null: `split` for text, else `error`."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What happens to rows that cannot be read or rendered: `error` names them and stops, `skip` leaves them out,
+    counted and named, as long as `max_dropped` allows."""
+    max_dropped: Share = "1%"
+    """At most this share of the rows of each split may be left out, for any reason but exact repetition; above 0%, up
+    to 100%."""
 
 
 class EarlyStopping(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftune.data.build import Split
+from ftune.data.tally import summary
 from ftune.plan import Plan
 
 Report = dict[str, Any]
@@ -37,6 +38,7 @@ def data_summary(split: Split) -> dict[str, Any]:
         "tokens": report.tokens,
         "targets": report.targets,
         "longest": report.longest,
+        **summary(report),
         "notes": report.notes,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftune.base import family_of, limit_of
-from ftune.data.build import Encoder, Tick, encode_split, read_samples
+from ftune.data.build import Encoder, encode_split
+from ftune.data.cache import Cache, cache_root
 from ftune.data.chat import Turn
 from ftune.data.read import Row
+from ftune.data.samples import Tick, read_samples
 from ftune.data.shape import Sample
 from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import DataError, Problem, RecipeError, suggestion
@@ -84,6 +87,7 @@ def evaluate(
     target, record, runtime = open_scorable(path, overrides)
     recipe = record.recipe
     data, name = _chosen_split(recipe.data, split, data_file)
+    cache = Cache(cache_root(os.environ, Path.home()))
     samples = read_samples(
         data,
         record.folder,
@@ -91,6 +95,7 @@ def evaluate(
         seed=recipe.seed,
         max_eval_rows=recipe.eval.max_rows,
         tick=tick,
+        cache=cache,
     )
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
     rows = rows[:max_rows]
@@ -99,7 +104,7 @@ def evaluate(
     encoder = Encoder(
         data, recipe.objective, target.renderer, max_length, record.labels, family_of(config) == "encoder_decoder"
     )
-    encoded = encode_split(name, rows, encoder, tick=tick)
+    encoded = encode_split(name, rows, encoder, samples, tick=tick, cache=cache)
     scores, predictions = score_target(
         target,
         encoded,

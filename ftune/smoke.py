@@ -115,6 +115,7 @@ def tiny_version(loaded: Loaded, folder: Path) -> Loaded:
             "eval": data.eval if is_share(data.eval) else _few(data.eval),
             "test": _few(data.test),
             "max_length": "auto",
+            "max_dropped": "100%",
             "overlong": "truncate",  # a byte tokenizer makes rows longer, and one window of a text is enough
         }
     )

@@ -54,13 +54,15 @@ class Store:
         root: the folder; made by the first write into it.
         on_operation: called before each durable operation with its kind (create, write, fsync, fsync_dir, rename,
             delete, append, truncate) and path, so that tests can fail or die there.
+        durable: whether what is written outlasts a power cut. A cache does without: it is verified when it is read.
 
     Every method that writes raises DiskError when the disk is full, read-only, forbidden or broken, and ValueError for
     a name that is not inside the root.
     """
 
-    def __init__(self, root: Path, on_operation: OnOperation | None = None) -> None:
+    def __init__(self, root: Path, on_operation: OnOperation | None = None, *, durable: bool = True) -> None:
         self.root = root
+        self._durable = durable
         self._on_operation = on_operation
 
     def write_text(self, name: str, text: str) -> Path:
@@ -265,12 +267,14 @@ class Store:
             source.rename(target)
 
     def _fsync_file(self, path: Path) -> None:
-        with self._operation("fsync", path):
-            _fsync(path)
+        if self._durable:
+            with self._operation("fsync", path):
+                _fsync(path)
 
     def _fsync_folder(self, folder: Path) -> None:
-        with self._operation("fsync_dir", folder):
-            _fsync(folder)
+        if self._durable:
+            with self._operation("fsync_dir", folder):
+                _fsync(folder)
 
     def _delete(self, path: Path) -> None:
         if path.is_symlink() or not path.is_dir():

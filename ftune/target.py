@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftune.base import Base, family_of, find_base, load_config, load_tokenizer
-from ftune.data.build import read_samples
+from ftune.data.cache import Cache, cache_root
 from ftune.data.order import derived_seed
 from ftune.data.render import Renderer
+from ftune.data.samples import read_samples
 from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
 from ftune.load import Loaded, load_recipe
 from ftune.manifest import verify
@@ -132,7 +134,13 @@ def _labels_of(loaded: Loaded) -> tuple[str, ...]:
     if recipe.objective.encoding not in ("row_labels", "token_labels"):
         return ()
     samples = read_samples(
-        recipe.data, loaded.folder, accepted=recipe.formats, seed=recipe.seed, max_eval_rows=1, tick=lambda *_: None
+        recipe.data,
+        loaded.folder,
+        accepted=recipe.formats,
+        seed=recipe.seed,
+        max_eval_rows=1,
+        tick=lambda *_: None,
+        cache=Cache(cache_root(os.environ, Path.home())),
     )
     return samples.labels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +33,13 @@ def check_cli(
     verbose: Verbose = False,
 ) -> None:
     """Check a recipe and its rows, without torch: every problem at once, with its place."""
-    from ftune.data.build import Samples, read_samples
+    from ftune.data.cache import Cache, cache_root
+    from ftune.data.samples import Samples, read_samples
     from ftune.load import load_recipe
 
     loaded = load_recipe(recipe, tuple(set or ()))
     samples: Samples | None = None
+    cache = Cache(cache_root(os.environ, Path.home()))
     if not _uses_hub(loaded.recipe.data, loaded.folder):
         samples = read_samples(
             loaded.recipe.data,
@@ -45,20 +48,22 @@ def check_cli(
             seed=loaded.recipe.seed,
             max_eval_rows=loaded.recipe.eval.max_rows,
             tick=lambda what, done, total: None,
+            cache=cache,
         )
-    result: dict[str, Any] = {"recipe": str(recipe), "ok": True, "notes": list(loaded.notes)}
+    result: dict[str, Any] = {"recipe": str(recipe), "ok": True, "notes": [*loaded.notes, *cache.notes]}
     if samples is not None:
         result |= {
             "rows": {"train": len(samples.train), "eval": len(samples.eval), "test": len(samples.test)},
             "formats": list(samples.formats),
             "duplicates": len(samples.duplicates),
             "overlap": samples.overlap,
+            "bad_rows": samples.bad_rows,
         }
     if json:
         print_json(result)
         return
     print(f"{recipe}: ok")
-    for note in loaded.notes:
+    for note in (*loaded.notes, *cache.notes):
         print(f"note: {note}")
     if samples is None:
         print("data: a hub set, not looked at")
@@ -67,6 +72,9 @@ def check_cli(
     print(f"data: {counts} rows, format {', '.join(samples.formats)}")
     if samples.duplicates:
         print(f"data: {len(samples.duplicates)} exact duplicates are left out before the split")
+    for name, count in samples.bad_rows.items():
+        if count:
+            print(f"data: {count} bad rows of {name} are skipped, the first: {samples.skipped[name][0]}")
     if samples.overlap:
         print(f"data: {samples.overlap} rows of eval and test are also in train, word for word")
 
@@ -116,8 +124,9 @@ def _plan_json(prepared: Prepared, notes: tuple[str, ...]) -> dict[str, Any]:
         "data": {name: data_summary(split) for name, split in splits.items() if split is not None},
         "formats": list(dataset.formats),
         "template": dataset.template,
+        "story": dataset.story,
         "targets": [{"name": n, "modules": c, "shape": list(s)} for n, c, s in prepared.facts.model.targets],
-        "notes": list(notes),
+        "notes": [*notes, *dataset.notes],
     }
 
 
@@ -149,6 +158,7 @@ def _print_plan(prepared: Prepared, notes: tuple[str, ...]) -> None:
             targets.add_row(name, str(count), " x ".join(map(str, shape)))
         console.print(targets)
     dataset = prepared.dataset
+    print(f"data: {dataset.story}")
     print(f"rows: format {', '.join(dataset.formats)}, rendered by: {dataset.template}")
     for name, split in (("train", dataset.train), ("eval", dataset.eval), ("test", dataset.test)):
         if split is not None:
@@ -160,7 +170,7 @@ def _print_plan(prepared: Prepared, notes: tuple[str, ...]) -> None:
             )
             for note in summary["notes"]:
                 print(f"{name}: {note}")
-    for note in notes:
+    for note in (*notes, *dataset.notes):
         print(f"note: {note}")
 
 

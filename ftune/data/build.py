@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ftune.data import split as splits
-from ftune.data.encode import Example, Report, encode_all
+from ftune.data.cache import Cache, code_version, key_of
+from ftune.data.encode import BAD_ROW, Encoded, Example, encode_rows
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
-from ftune.data.labelled import label_names
-from ftune.data.read import read_source
-from ftune.data.render import Renderer, template_columns
-from ftune.data.shape import Sample, detect_format, to_sample
-from ftune.errors import DataError, RowProblem
+from ftune.data.render import Renderer
+from ftune.data.samples import Samples, Tick, read_samples
+from ftune.data.shape import Sample
+from ftune.data.table import Rows, SampleTable
+from ftune.data.tally import DUPLICATE, Outcome, Report, refuse, refuse_losses
+from ftune.data.tokens import Examples, TokenFile, write_tokens
+from ftune.errors import DataError
 from ftune.objectives import Objective
 from ftune.quantities import is_share, parse_share
-from ftune.recipe import Data, Source, sources
+from ftune.recipe import Data, Source
 
-Tick = Callable[[str, int, int], None]
-"""Called with (what is going on, done, in all); may raise to stop."""
+NOT_OF_TOKENS = {"train", "eval", "test", "format", "columns", "on_bad_row", "max_dropped"}
+"""Keys of `data` that do not shape tokens, or do so through the rows. All others are part of a token file's key."""
 
 
 @dataclass(frozen=True)
@@ -33,44 +40,15 @@ class Split:
         examples: what a model sees.
         samples: the rows they came from, for generation; rows that gave no example are among them.
         report: counts that reconcile to the rows of the source.
+        fingerprint: equal when, and only when, training would see the same.
+        hides: whether an objective hides parts of these rows: plain texts, neither with an answer nor with a label.
     """
 
-    examples: list[Example]
-    samples: list[Sample]
+    examples: Sequence[Example]
+    samples: Rows
     report: Report
-
-    @property
-    def hides(self) -> bool:
-        """Whether an objective hides parts of these rows: plain texts, neither with an answer nor with a label."""
-        return all(example.answer is None and example.labels is None for example in self.examples)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all token ids and masks in order: equal when, and only when, training would see the same."""
-        digest = hashlib.sha256()
-        for example in self.examples:
-            digest.update(len(example.ids).to_bytes(4, "little") + example.ids.tobytes() + example.is_target.tobytes())
-            for part in (example.answer, example.labels):
-                digest.update(b"" if part is None else part.tobytes())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Rows of each split in one shape, before any tokenizer."""
-
-    train: list[Sample]
-    eval: list[Sample]
-    test: list[Sample]
-    formats: tuple[str, ...]
-    duplicates: list[Sample]
-    overlap: int
-    guard: dict[str, list[Sample]]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Every label of the training rows, in the order of a model's outputs."""
-        return label_names(sample.label for sample in self.train)
+    fingerprint: str
+    hides: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +56,7 @@ class Dataset:
     """All splits of a recipe, encoded; `eval` and `test` are None where the recipe has none.
 
     `labels` are the names of a classification head's outputs, empty without one; `guard` has other rows by name, that
-    are scored before and after training.
+    are scored before and after training. `story` says whether the work was done now or taken from the cache.
     """
 
     train: Split
@@ -88,152 +66,13 @@ class Dataset:
     template: str
     labels: tuple[str, ...] = ()
     guard: dict[str, Split] = field(default_factory=dict)
+    story: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def label_counts(self) -> dict[str, int]:
         """Training rows that have each label."""
-        given = [sample.label for sample in self.train.samples]
-        each = [names if isinstance(names, tuple) else (names,) for names in given]
-        return {label: sum(label in names for names in each) for label in self.labels}
-
-
-def read_samples(
-    data: Data,
-    folder: Path,
-    *,
-    accepted: frozenset[str],
-    seed: int,
-    max_eval_rows: int | None,
-    tick: Tick,
-    guard: Sequence[str | Source] = (),
-) -> Samples:
-    """Read and check every row of a recipe; needs no tokenizer.
-
-    Args:
-        data: what the recipe says.
-        folder: the recipe's.
-        accepted: formats that the objective learns from.
-        seed: chooses held-out rows.
-        max_eval_rows: at most so many of them are kept.
-        tick: hears of progress.
-        guard: other rows that are scored before and after.
-
-    Raises:
-        DataError: rows that cannot be read, by file and row.
-    """
-    formats: list[str] = []
-    problems: list[RowProblem] = []
-
-    def read(blocks: list[Source]) -> list[Sample]:
-        return _read(data, blocks, folder, accepted, formats, problems, tick)
-
-    train, test = read(sources(data.train)), read(sources(data.test))
-    held = [] if is_share(data.eval) else read(sources(data.eval))
-    guarded = {name: read([source]) for name, source in _named(sources(list(guard))).items()}
-    if problems:
-        raise DataError(problems=problems)
-    duplicates: list[Sample] = []
-    if is_share(data.eval):
-        train, duplicates = splits.without_duplicates(train)
-        train, held = splits.hold_out(train, parse_share(str(data.eval)), seed)
-    common = splits.overlap(train, [*held, *test])
-    held = splits.subset(held, max_eval_rows, seed)
-    guarded = {name: splits.subset(rows, max_eval_rows, seed) for name, rows in guarded.items()}
-    return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, common, guarded)
-
-
-def _named(blocks: list[Source]) -> dict[str, Source]:
-    """Sources by the name of their file, with a number where two have the same."""
-    named: dict[str, Source] = {}
-    for block in blocks:
-        stem = Path(block.path).stem
-        same = sum(name == stem or name.startswith(f"{stem}_") for name in named)
-        named[f"{stem}_{same + 1}" if same else stem] = block
-    return named
-
-
-def _read(
-    data: Data,
-    blocks: Sequence[Source],
-    folder: Path,
-    accepted: frozenset[str],
-    formats: list[str],
-    problems: list[RowProblem],
-    tick: Tick,
-) -> list[Sample]:
-    """Samples of the good rows; `formats` and `problems` grow."""
-    samples: list[Sample] = []
-    shown = template_columns(data.template)
-    for block in blocks:
-        mapping = data.columns if block.columns is None else block.columns
-        chosen: str = block.format or data.format
-        unseen = set(mapping.values())
-        for count, row in enumerate(read_source(block, folder)):
-            if count % 1000 == 0:
-                tick(f"reading {block.path}", count, 0)
-            if isinstance(row, RowProblem):
-                problems.append(row)
-                continue
-            if chosen == "auto":
-                chosen = detect_format(list(row.values), mapping, row.file, accepted)
-            unseen -= row.values.keys()
-            sample = to_sample(row, chosen, mapping, shown)
-            if isinstance(sample, Sample):
-                samples.append(sample if block.weight == 1 else replace(sample, weight=block.weight))
-            else:
-                problems += sample
-        formats.append(chosen)
-        if unseen and not problems:  # an optional column: of any other, each row would have told
-            raise DataError(
-                f"{block.path}: no row has the columns that data.columns names: {', '.join(sorted(unseen))}."
-            )
-    return samples
-
-
-def build_data(
-    data: Data,
-    folder: Path,
-    renderer: Renderer,
-    objective: Objective,
-    *,
-    accepted: frozenset[str],
-    guard: Sequence[str | Source],
-    max_length: int,
-    seed: int,
-    max_eval_rows: int | None,
-    encoder_decoder: bool,
-    tick: Tick,
-) -> Dataset:
-    """Read, split and encode, for a model that may be an encoder-decoder.
-
-    Raises:
-        DataError: rows that cannot be read, rendered or fitted, or nothing is left to learn.
-    """
-    samples = read_samples(
-        data, folder, accepted=accepted, seed=seed, max_eval_rows=max_eval_rows, tick=tick, guard=guard
-    )
-    labels = samples.labels
-    problems: list[RowProblem] = []
-    encoder = Encoder(data, objective, renderer, max_length, labels, encoder_decoder)
-
-    def encoded(name: str, rows: list[Sample]) -> Split | None:
-        try:
-            return encode_split(name, rows, encoder, tick=tick) if rows else None
-        except DataError as error:
-            if not error.problems:
-                raise
-            problems.extend(error.problems)
-            return None
-
-    train, held, test = encoded("train", samples.train), encoded("eval", samples.eval), encoded("test", samples.test)
-    guarded = {name: encoded(f"guard {name}", rows) for name, rows in samples.guard.items()}
-    if problems or train is None:  # without rows, reading has failed before
-        raise DataError(problems=problems)
-    _note(train.report, samples)
-    train = _weighted(train, seed)
-    template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
-    kept = {name: split for name, split in guarded.items() if split is not None}
-    return Dataset(train, held, test, samples.formats, template, labels, kept)
+        return self.train.report.labels
 
 
 @dataclass(frozen=True)
@@ -256,54 +95,201 @@ class Encoder:
     labels: tuple[str, ...]
     encoder_decoder: bool
 
-    def encode(self, rows: list[Sample], tick: Callable[[int], None]) -> tuple[list[Example], Report]:
-        """Examples in the order of `rows`, and what became of each.
-
-        Raises:
-            DataError: rows that cannot be rendered or fitted, or that do not belong together.
-        """
+    def encode(self, rows: Iterable[Sample], tick: Callable[[int], None], *, answered: bool) -> Iterator[Encoded]:
+        """What becomes of each of `rows`, in order; `answered` says whether they have answers or are plain text."""
         data, kind = self.data, self.objective.encoding
         sizes: dict[str, Any] = {"max_length": self.max_length, "overlong": data.overlong, "tick": tick}
         if kind == "next_token":
-            return encode_all(rows, self.renderer, train_on=data.train_on, **sizes)
+            return encode_rows(rows, self.renderer, train_on=data.train_on, **sizes)
         if kind in ("row_labels", "token_labels"):
             how = Labelling(self.renderer, self.labels, self.max_length, data.overlong, self.encoder_decoder)
             if kind == "row_labels":
                 return encode_row_labels(rows, how, tick)
             return encode_token_labels(rows, how, self.objective.label_at, tick)
-        answered = sum(bool(sample.turns) for sample in rows)
-        if 0 < answered < len(rows):
-            raise DataError(f"{answered} rows have an answer and {len(rows) - answered} are plain text. Use one kind.")
         return encode_pairs(rows, self.renderer, **sizes) if answered else encode_windows(rows, self.renderer, **sizes)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes tokens besides the rows."""
+        tokenizer, objective = self.renderer.tokenizer, self.objective
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        return {
+            "code": code_version(Path(__file__).parent),
+            "libraries": {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")},
+            "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "special": [type(tokenizer).__name__, special, tokenizer.split_special_tokens],
+            "chat_template": tokenizer.chat_template,
+            "data": self.data.model_dump(mode="json", exclude=NOT_OF_TOKENS),
+            "max_length": self.max_length,
+            "encoding": [objective.encoding, objective.label_at, self.encoder_decoder],
+            "labels": self.labels,
+        }
 
-def encode_split(name: str, rows: list[Sample], encoder: Encoder, *, tick: Tick) -> Split:
+
+@dataclass(frozen=True)
+class TokenMaker:
+    """Encodes the rows of tables, each table once.
+
+    Args:
+        encoder: how.
+        cache: where token files are kept.
+        keys: of the tables.
+        tick: hears of progress.
+    """
+
+    encoder: Encoder
+    cache: Cache
+    keys: dict[SampleTable, str | None]
+    tick: Tick
+    made: dict[tuple[SampleTable, str], TokenFile] = field(default_factory=dict)
+
+    def outcome(self, name: str, rows: Rows, whole: bool) -> Outcome:
+        """What becomes of the rows of one split.
+
+        Args:
+            name: of the split, for people.
+            rows: of one or more tables.
+            whole: encode all rows of the tables, as another split will ask for the others or ask again.
+
+        Raises:
+            DataError: some have an answer and some are plain text, which these objectives learn from in other ways.
+        """
+        answered = rows.numbers("answered")
+        if self.encoder.objective.encoding in ("pairs", "hidden_tokens") and 0 < answered.sum() < len(answered):
+            plain = len(answered) - answered.sum()
+            raise DataError(f"{answered.sum()} rows have an answer and {plain} are plain text. Use one kind.")
+        every = [np.arange(len(table)) for table in rows.tables] if whole else rows.parts()
+        files = [
+            self._file(name, table, part, answered=bool(answered.any()))
+            for table, part in zip(rows.tables, every, strict=True)
+        ]
+        return Outcome.of(rows, files)
+
+    def _file(self, name: str, table: SampleTable, rows: np.ndarray, *, answered: bool) -> TokenFile:
+        whole = len(rows) == len(table)
+        drawn = "all" if whole else hashlib.sha256(rows.tobytes()).hexdigest()
+        if (table, drawn) not in self.made:
+            of = self.keys[table]
+            key = None if of is None else key_of({"rows": of, "drawn": drawn, "answered": answered, **self._identity})
+
+            def write(folder: Path) -> dict[str, Any]:
+                def told(done: int) -> None:
+                    self.tick(f"tokenising {name}", done, len(rows))
+
+                encoded = self.encoder.encode(Rows((table,), rows), told, answered=answered)
+                facts = write_tokens(folder, rows, encoded)
+                told(len(rows))
+                return facts
+
+            entry = self.cache.entry("tokens", key, write, lambda: self.tick("waiting for another process", 0, 0))
+            self.made[table, drawn] = TokenFile(entry, table)
+        return self.made[table, drawn]
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        return self.encoder.identity
+
+
+def build_data(
+    data: Data,
+    folder: Path,
+    renderer: Renderer,
+    objective: Objective,
+    *,
+    accepted: frozenset[str],
+    guard: Sequence[str | Source],
+    max_length: int,
+    seed: int,
+    max_eval_rows: int | None,
+    encoder_decoder: bool,
+    tick: Tick,
+    cache: Cache | None = None,
+) -> Dataset:
+    """Read, split and encode, for a model that may be an encoder-decoder. Without a `cache`, nothing is kept.
+
+    Raises:
+        DataError: rows that cannot be read, rendered or fitted, too many of them, or nothing is left to learn.
+    """
+    cache = cache or Cache()
+    samples = read_samples(
+        data, folder, accepted=accepted, seed=seed, max_eval_rows=max_eval_rows, tick=tick, guard=guard, cache=cache
+    )
+    labels = samples.labels
+    maker = TokenMaker(
+        Encoder(data, objective, renderer, max_length, labels, encoder_decoder), cache, samples.keys, tick
+    )
+    rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}
+    rows |= {f"guard {name}": some for name, some in samples.guard.items()}
+    shared = set(samples.train.tables)
+    outcomes = {
+        name: maker.outcome(name, some, whole=bool(shared & set(some.tables))) for name, some in rows.items() if some
+    }
+    refuse(list(outcomes.values()), skip_bad_rows=data.on_bad_row == "skip")
+    found = {name: finished(name, outcome, samples, data, seed) for name, outcome in outcomes.items()}
+    _refuse_losses(found, data)
+    template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
+    guarded = {name.removeprefix("guard "): split for name, split in found.items() if name.startswith("guard ")}
+    return Dataset(
+        found["train"], found.get("eval"), found.get("test"), samples.formats, template, labels, guarded,
+        cache.story, tuple(cache.notes),
+    )  # fmt: skip
+
+
+def _refuse_losses(found: dict[str, Split], data: Data) -> None:
+    """Stop when more rows were dropped than the recipe allows, of a share that was held out together with the others.
+
+    Raises:
+        DataError: more were dropped.
+    """
+    reports = {name: [split.report] for name, split in found.items()}
+    if is_share(data.eval):
+        reports["train"] += reports.pop("eval", [])
+    for name, each in reports.items():
+        refuse_losses(each, name, parse_share(data.max_dropped))
+
+
+def finished(name: str, outcome: Outcome, samples: Samples, data: Data, seed: int) -> Split:
+    """A split with its report, in which every row of the source has its place.
+
+    Raises:
+        DataError: nothing is left to learn from.
+    """
+    report, examples, rows = outcome.report(), outcome.examples, outcome.rows
+    report.labels = rows.label_counts(samples.labels)
+    if not len(examples):
+        raise DataError(f"data.{name}: no row is left to learn from: {report.dropped}. See data.overlong.")
+    if skipped := samples.bad_rows.get(name, 0):
+        report.leave_out(BAD_ROW, skipped)
+        report.notes += [f"dropped ({BAD_ROW}): {problem}" for problem in samples.skipped[name][: DataError.SHOWN]]
+    if name == "train":
+        report.leave_out(DUPLICATE, len(samples.duplicates))
+    if name == "train":
+        if samples.overlap:
+            report.notes.append(f"{samples.overlap} rows of eval and test are also in train, word for word.")
+        examples = _weighted(examples, samples.weights, report, seed)
+    if name == "eval" and len(rows) < samples.held:
+        report.notes.append(f"{len(rows)} of {samples.held} rows are scored (eval.max_rows).")
+    hides = not any(file.has_answers or file.has_labels for file in outcome.files)
+    return Split(examples, rows, report, examples.fingerprint, hides)
+
+
+def encode_split(name: str, rows: Rows, encoder: Encoder, samples: Samples, *, tick: Tick, cache: Cache) -> Split:
     """Encode the rows of one split.
 
     Raises:
         DataError: rows that cannot be rendered or fitted, or none is left to learn from.
     """
-    examples, report = encoder.encode(rows, lambda done: tick(f"tokenising {name}", done, len(rows)))
-    if not examples:
-        raise DataError(f"data.{name}: no row is left to learn from: {report.dropped}. See data.overlong.")
-    return Split(examples, rows, report)
+    outcome = TokenMaker(encoder, cache, samples.keys, tick).outcome(name, rows, whole=False)
+    refuse([outcome], skip_bad_rows=encoder.data.on_bad_row == "skip")
+    return finished(name, outcome, samples, encoder.data, 0)
 
 
-def _weighted(train: Split, seed: int) -> Split:
-    """The training split with each source as often as its weight says."""
-    weights = {(s.row.file, s.row.number): s.weight for s in train.samples if s.weight != 1}
-    if not weights:
-        return train
-    examples = splits.weighted(train.examples, weights, seed)
-    train.report.notes.append(f"weights: an epoch has {len(examples)} examples, made of {len(train.examples)}.")
-    train.report.count(examples)
-    return replace(train, examples=examples)
-
-
-def _note(report: Report, samples: Samples) -> None:
-    """Add what happened before encoding to the report of the training split."""
-    if samples.duplicates:
-        report.rows += len(samples.duplicates)
-        report.dropped["duplicate"] = len(samples.duplicates)
-    if samples.overlap:
-        report.notes.append(f"{samples.overlap} rows of eval and test are also in train, word for word.")
+def _weighted(examples: Examples, weights: Sequence[float], report: Report, seed: int) -> Examples:
+    """The training examples of each source as often as its weight says."""
+    if set(weights) <= {1.0} or len(weights) != len(examples.files):
+        return examples
+    chosen = splits.weighted(examples.drawn, np.array(weights)[examples.source], seed)
+    report.notes.append(f"weights: an epoch has {len(chosen)} examples, made of {len(examples)}.")
+    weighed = Examples(examples.files, examples.chosen[chosen])
+    report.count(weighed)
+    return weighed

@@ -5,23 +5,23 @@ A token that touches a supervised span is supervised. Pads do not exist here: th
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ftune.data.pipeline import core_of, tokenised
 from ftune.data.render import Rendered, Renderer, TrainOn
 from ftune.data.shape import Sample
-from ftune.errors import DataError, RowProblem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import Encoding
 
 Overlong = Literal["error", "drop", "truncate_prompt", "truncate", "split"]
-BATCH = 256
+KEPT, BAD_ROW, TOO_LONG = "", "bad_row", "too_long"
+"""What became of a row besides reasons for dropping: kept, or refused for what is wrong with it or for its length."""
 
 
 @dataclass(frozen=True)
@@ -65,32 +65,25 @@ class Example:
         return f"{self.file}:{self.number}"
 
 
-@dataclass
-class Report:
-    """What became of the rows of one split; `rows == kept + sum(dropped)`."""
+@dataclass(frozen=True)
+class Encoded:
+    """What became of one row.
 
-    rows: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0
-    truncated_rows: list[str] = field(default_factory=list)
-    windows: int = 0
-    tokens: int = 0
-    targets: int = 0
-    longest: int = 0
-    notes: list[str] = field(default_factory=list)
+    Args:
+        examples: one, or the windows of a long text; none where the row is left out.
+        reason: why it is left out: `overlong`, `no_targets`, BAD_ROW, TOO_LONG; KEPT if it is not.
+        message: of a refused row, what is wrong with it.
+        truncated: whether it was cut to size.
+        merges: whether a token spells the end of a prompt and the start of its answer.
+        lost: words without a token of their own.
+    """
 
-    def count(self, examples: Sequence[Example]) -> None:
-        """Note how much there is to train on."""
-        self.tokens = sum(example.num_tokens for example in examples)
-        self.targets = sum(example.num_targets for example in examples)
-        self.longest = max((example.num_tokens for example in examples), default=0)
-
-    def drop(self, reason: str, place: str) -> None:
-        """Count one row that is not trained on."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        if self.dropped[reason] <= DataError.SHOWN:
-            self.notes.append(f"dropped ({reason}): {place}")
+    examples: Sequence[Example] = ()
+    reason: str = KEPT
+    message: str = ""
+    truncated: bool = False
+    merges: bool = False
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,28 +91,79 @@ class Tokens:
     """One row before it is cut to size.
 
     Args:
-        ids, is_target, num_bytes: of each token, [T].
+        ids, is_target: with the special tokens around, [T].
         front: how many special tokens at the start stay when a prompt is shortened.
         merges: whether a token spells the end of a prompt and the start of its answer.
+        spelled: text and places of the tokens.
+        shift: the target at position t is token t + shift of the text.
     """
 
     ids: np.ndarray
     is_target: np.ndarray
-    num_bytes: np.ndarray
     front: int
     merges: bool
+    spelled: Spelled
+    shift: int
 
 
-def encode_all(
-    samples: Sequence[Sample],
+@dataclass(frozen=True)
+class Spelled:
+    """The text that tokens spell. The places of tokens never go back, so borders are found by halving.
+
+    Args:
+        text: what was tokenised.
+        encoding: its tokens.
+        silent: which token ids are of a template and spell nothing, bool [V], or None for a text without any.
+    """
+
+    text: str
+    encoding: Encoding
+    silent: np.ndarray | None
+
+    def touching(self, start: int, end: int) -> tuple[int, int]:
+        """First token that reaches beyond character `start`, and first that begins at `end` or later."""
+        tokens = range(len(self.encoding))
+        first = bisect.bisect_right(tokens, start, key=lambda token: self._place(token)[1])
+        return first, bisect.bisect_left(tokens, end, lo=first, key=lambda token: self._place(token)[0])
+
+    def begins_before(self, token: int, start: int) -> bool:
+        """Whether a token covers a character before `start`."""
+        return token < len(self.encoding) and self._place(token)[0] < start
+
+    def num_bytes(self, ids: np.ndarray, first: int, last: int) -> int:
+        """UTF-8 bytes that tokens `first` to `last - 1`, with these ids, add to those before them.
+
+        A character spread over several tokens counts at the first, and one without a token at the next or, at the end
+        of the text, at the last; so the sum is that of the text, whatever the tokenizer leaves out.
+        """
+        size = self._bytes(first, last)
+        if self.silent is not None:
+            for token in np.flatnonzero(self.silent[ids]):
+                size -= self._bytes(first + int(token), first + int(token) + 1)
+        return size
+
+    def _bytes(self, first: int, last: int) -> int:
+        last = min(last, len(self.encoding))  # an EOS was put behind
+        if first >= last:
+            return 0
+        start = self._place(first - 1)[1] if first else 0
+        end = len(self.text) if last == len(self.encoding) else self._place(last - 1)[1]
+        return end - start if self.text.isascii() else len(self.text[start:end].encode())
+
+    def _place(self, token: int) -> tuple[int, int]:
+        return self.encoding.token_to_chars(token) or (0, 0)
+
+
+def encode_rows(
+    samples: Iterable[Sample],
     renderer: Renderer,
     *,
     train_on: TrainOn,
     max_length: int,
     overlong: Overlong | None,
     tick: Callable[[int], None],
-) -> tuple[list[Example], Report]:
-    """Encode every sample.
+) -> Iterator[Encoded]:
+    """What becomes of each sample, in order.
 
     Args:
         samples: rows in one shape.
@@ -128,127 +172,52 @@ def encode_all(
         max_length: longest example, in tokens.
         overlong: what happens to longer rows; None splits text and refuses anything else.
         tick: called with the number of rows done, often; may raise to stop.
-
-    Raises:
-        DataError: rows that cannot be rendered, are too long under `error`, or leave nothing to learn.
     """
-    examples: list[Example] = []
-    report = Report(rows=len(samples))
-    problems: list[RowProblem] = []
-    merged = 0
-    for start in range(0, len(samples), BATCH):
-        tick(start)
-        for sample, tokens in _tokenised(samples[start : start + BATCH], renderer, train_on, problems):
-            merged += tokens.merges
-            policy = overlong or ("error" if sample.turns else "split")
-            examples += _fit(sample, tokens, max_length, policy, report, problems)
-    tick(len(samples))
-    if problems:
-        raise DataError(problems=problems)
-    if merged:
-        report.notes.append(
-            f"{merged} rows: one token spells the end of the prompt and the start of the answer, so a prompt alone is "
-            "tokenised otherwise. End prompts without a space, and begin answers with one."
-        )
-    report.count(examples)
-    return examples, report
+    silent = np.zeros(1 + max(renderer.special_ids, default=0), dtype=bool)
+    silent[list(renderer.special_ids)] = True  # ends of turns are no more text than an EOS is
+    silent = np.concatenate([silent, np.zeros(max(0, len(renderer.tokenizer) - len(silent)), dtype=bool)])
+    _ = renderer.around  # asked of the whole tokenizer, before a part is taken away
+
+    def render(sample: Sample) -> tuple[Rendered, tuple[str]]:
+        item = renderer.render(sample, train_on)
+        return item, (item.text,)
+
+    with core_of(renderer.tokenizer, special=False) as core:
+        for sample, item, encodings, message in tokenised(samples, render, core, special=False, tick=tick):
+            if item is None:
+                yield Encoded(reason=BAD_ROW, message=message)
+                continue
+            tokens = _with_ends(item, renderer, Spelled(item.text, encodings[0], None if item.special else silent))
+            yield _fit(sample, tokens, max_length, overlong or ("error" if sample.turns else "split"))
 
 
-def _tokenised(
-    samples: Sequence[Sample], renderer: Renderer, train_on: TrainOn, problems: list[RowProblem]
-) -> Iterator[tuple[Sample, Tokens]]:
-    rendered: list[tuple[Sample, Rendered]] = []
-    for sample in samples:
-        try:
-            rendered.append((sample, renderer.render(sample, train_on)))
-        except ValueError as error:
-            problems.append(sample.row.problem(f"{str(error).rstrip('.')}."))
-    if not rendered:
-        return
-    with whole_offsets(renderer.tokenizer):
-        encoded = renderer.tokenizer(
-            [item.text for _, item in rendered],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-    for (sample, item), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        yield sample, _with_ends(item, renderer, ids, offsets)
-
-
-@contextmanager
-def whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Without its post-processor, which here would only trim the spaces off the places of tokens, as Llama 3's does."""
-    core = tokenizer.backend_tokenizer
-    kept = core.post_processor
-    core.post_processor = None
-    try:
-        yield
-    finally:
-        core.post_processor = kept
-
-
-def _with_ends(item: Rendered, renderer: Renderer, ids: list[int], offsets: list[tuple[int, int]]) -> Tokens:
+def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled) -> Tokens:
     """Mark the supervised tokens and put special tokens around, one BOS at most and one terminator."""
-    places = np.fromiter(itertools.chain.from_iterable(offsets), dtype=np.int64, count=2 * len(ids))
-    starts, stops = places[::2], places[1::2]
-    is_target = np.zeros(len(ids), dtype=bool)
-    merges = False
-    for start, end in item.spans:
-        reaches = stops > start
-        is_target |= (starts < end) & reaches
-        merges |= bool((reaches & (starts < start)).any())
+    ids = spelled.encoding.ids
     tokenizer = renderer.tokenizer
     front = renderer.missing_front(ids, special=item.special)
     eos = tokenizer.eos_token_id
     back = [int(eos)] if not item.ends and eos is not None and ids[-1:] != [eos] else []
     written = 0 if front or tokenizer.bos_token_id is None else int(ids[:1] == [tokenizer.bos_token_id])
-    num_bytes = _bytes_of(item.text, stops)
-    if not item.special:
-        special = renderer.special_ids  # ends of turns are no more text than an EOS is
-        num_bytes[[place for place, i in enumerate(ids) if i in special]] = 0
+    is_target = np.zeros(len(front) + len(ids) + len(back), dtype=bool)
+    merges = False
+    for start, end in item.spans:
+        first, last = spelled.touching(start, end)
+        is_target[len(front) + first : len(front) + last] = True
+        merges |= spelled.begins_before(first, start)
+    is_target[len(front) + len(ids) :] = True
     return Tokens(
-        ids=np.array([*front, *ids, *back], dtype=np.int32),
-        is_target=np.concatenate([np.zeros(len(front), bool), is_target, np.ones(len(back), bool)]),
-        num_bytes=np.concatenate([np.zeros(len(front), int), num_bytes, np.zeros(len(back), int)]),
+        ids=np.array([*front, *ids, *back] if front or back else ids, dtype=np.int32),
+        is_target=is_target,
         front=len(front) + written,
         merges=merges,
+        spelled=spelled,
+        shift=-len(front),
     )
 
 
-def _bytes_of(text: str, stops: np.ndarray) -> np.ndarray:
-    """UTF-8 bytes that each token adds to those before it.
-
-    A character spread over several tokens counts at the first, and one without a token at the next; so the sum is that
-    of the text, whatever the tokenizer leaves out.
-    """
-    if len(stops) == 0:
-        return np.zeros(0, int)
-    reached = np.maximum.accumulate(stops)
-    reached[-1] = len(text)
-    return np.diff(_widths(text)[reached], prepend=0)
-
-
-def _widths(text: str) -> np.ndarray:
-    """UTF-8 bytes before each character, and of all."""
-    if text.isascii():
-        return np.arange(len(text) + 1)
-    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    sizes = 1 + (points > 0x7F).astype(int) + (points > 0x7FF) + (points > 0xFFFF)
-    return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def _fit(
-    sample: Sample,
-    tokens: Tokens,
-    max_length: int,
-    policy: Overlong,
-    report: Report,
-    problems: list[RowProblem],
-) -> list[Example]:
-    """Apply the overlong policy; count what it does."""
-    place = f"{sample.row.file}:{sample.row.number}"
+def _fit(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) -> Encoded:
+    """Apply the overlong policy."""
     length = len(tokens.ids)
     if length <= max_length:
         pieces = [slice(0, length)]
@@ -260,24 +229,17 @@ def _fit(
     elif policy == "truncate_prompt" and (shorter := _shorten_prompt(tokens, max_length)) is not None:
         tokens, pieces = shorter, [slice(0, max_length)]
     elif policy == "drop":
-        report.drop("overlong", place)
-        return []
+        return Encoded(reason="overlong", merges=tokens.merges)
     else:
         hint = "What is trained on is too long by itself: raise data.max_length or use overlong: drop."
         if policy == "error":
             hint = "Raise data.max_length or set data.overlong: drop, truncate_prompt or truncate."
-        problems.append(sample.row.problem(f"has {length} tokens, more than max_length {max_length}. {hint}"))
-        return []
-    examples = [example for piece in pieces if (example := _example(sample, tokens, piece)).num_targets > 0]
+        message = f"has {length} tokens, more than max_length {max_length}. {hint}"
+        return Encoded(reason=TOO_LONG, message=message, merges=tokens.merges)
+    examples = [example for piece in pieces if (example := _example(sample, tokens, piece)) is not None]
     if not examples:
-        report.drop("no_targets", place)
-        return []
-    report.kept += 1
-    report.windows += len(examples)
-    if length > max_length and policy != "split":
-        report.truncated += 1
-        report.truncated_rows += [place][: DataError.SHOWN - len(report.truncated_rows)]
-    return examples
+        return Encoded(reason="no_targets", merges=tokens.merges)
+    return Encoded(examples, truncated=length > max_length and policy != "split", merges=tokens.merges)
 
 
 def _shorten_prompt(tokens: Tokens, max_length: int) -> Tokens | None:
@@ -288,11 +250,19 @@ def _shorten_prompt(tokens: Tokens, max_length: int) -> Tokens | None:
         return None
     keep = np.ones(len(tokens.ids), dtype=bool)
     keep[tokens.front : tokens.front + excess] = False
-    return Tokens(tokens.ids[keep], tokens.is_target[keep], tokens.num_bytes[keep], tokens.front, tokens.merges)
+    ids, is_target = tokens.ids[keep], tokens.is_target[keep]
+    return Tokens(ids, is_target, tokens.front, tokens.merges, tokens.spelled, tokens.shift + excess)
 
 
-def _example(sample: Sample, tokens: Tokens, piece: slice) -> Example:
-    is_target = tokens.is_target[piece].copy()
+def _example(sample: Sample, tokens: Tokens, piece: slice) -> Example | None:
+    """One window, or None when nothing in it is to be learned."""
+    ids, is_target = tokens.ids[piece], tokens.is_target[piece].copy()
     is_target[0] = False  # nothing stands before it to predict it from
-    num_bytes = int(tokens.num_bytes[piece][is_target].sum())
-    return Example(tokens.ids[piece], is_target, num_bytes, sample.row.file, sample.row.number)
+    borders = (np.flatnonzero(is_target[1:] != is_target[:-1]) + 1).tolist()
+    if not borders:
+        return None
+    borders += [len(ids)] if len(borders) % 2 else []
+    shift = tokens.shift + piece.start
+    spans = zip(borders[::2], borders[1::2], strict=True)
+    num_bytes = sum(tokens.spelled.num_bytes(ids[a:b], a + shift, b + shift) for a, b in spans)
+    return Example(ids, is_target, num_bytes, sample.row.file, sample.row.number)

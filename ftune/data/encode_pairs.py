@@ -2,140 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from ftune.data.encode import BATCH, Example, Overlong, Report
+from ftune.data.encode import BAD_ROW, TOO_LONG, Encoded, Example, Overlong
+from ftune.data.pipeline import core_of, tokenised
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
-from ftune.errors import DataError, RowProblem
 
 
 def encode_pairs(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     renderer: Renderer,
     *,
     max_length: int,
     overlong: Overlong | None,
     tick: Callable[[int], None],
-) -> tuple[list[Example], Report]:
+) -> Iterator[Encoded]:
     """What an encoder reads and what its decoder writes, each with the tokenizer's own special tokens and EOS.
 
     `max_length` holds for either side. `truncate_prompt` cuts the beginning of the prompt, `truncate` the end of both.
-
-    Raises:
-        DataError: rows that cannot be rendered, or are too long under `error`.
     """
-    report, problems = Report(rows=len(samples)), list[RowProblem]()
-    examples: list[Example] = []
-    for number, sample in enumerate(samples):
-        if number % BATCH == 0:
-            tick(number)
+    front, end = _around(renderer)
+    ends = () if renderer.around[1] else end
+
+    def render(sample: Sample) -> tuple[str, tuple[str, str]]:
         target = sample.turns[-1].content
-        try:
-            prompt = renderer.encoder_ids(renderer.prompt(sample))
-        except ValueError as error:
-            problems.append(sample.row.problem(f"{str(error).rstrip('.')}."))
-            continue
-        fitted = _fitted(sample, prompt, renderer.encoder_ids(target), renderer, max_length, overlong, report, problems)
-        if fitted is not None:
-            ids, answer = fitted
-            size = len(target.encode())
-            every = np.ones(len(answer), dtype=bool)
-            examples.append(Example(ids, every, size, sample.row.file, sample.row.number, answer=answer))
-    tick(len(samples))
-    return _finished(examples, report, problems)
+        return target, (renderer.prompt(sample), target)
+
+    with core_of(renderer.tokenizer, special=True) as core:
+        for sample, target, encodings, message in tokenised(samples, render, core, special=True, tick=tick):
+            if target is None:
+                yield Encoded(reason=BAD_ROW, message=message)
+                continue
+            prompt, answer = ([*encoding.ids, *ends] for encoding in encodings)
+            too_long = len(prompt) > max_length or len(answer) > max_length
+            if too_long and overlong == "drop":
+                yield Encoded(reason="overlong")
+            elif too_long and not _cuttable(len(answer), max_length, overlong):
+                sizes = f"a prompt of {len(prompt)} and an answer of {len(answer)} tokens"
+                message = f"has {sizes}, more than max_length {max_length}. "
+                yield Encoded(reason=TOO_LONG, message=f"{message}Raise it, or set data.overlong: drop or truncate.")
+            else:
+                ids = np.array(_cut(prompt, len(front), len(end), max_length, overlong), dtype=np.int32)
+                written = np.array(answer[:max_length], dtype=np.int32)
+                every, size = np.ones(len(written), dtype=bool), len(target.encode())
+                example = Example(ids, every, size, sample.row.file, sample.row.number, answer=written)
+                yield Encoded((example,), truncated=too_long)
 
 
-def _fitted(
-    sample: Sample,
-    prompt: list[int],
-    answer: list[int],
-    renderer: Renderer,
-    limit: int,
-    overlong: Overlong | None,
-    report: Report,
-    problems: list[RowProblem],
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both sides cut to size as the policy says, or None for a row that is left out."""
-    place = f"{sample.row.file}:{sample.row.number}"
-    too_long = len(prompt) > limit or len(answer) > limit
-    front, back = len(renderer.around[0]), len(renderer.encoder_ids("")) - len(renderer.around[0])
-    if too_long and overlong == "drop":
-        report.drop("overlong", place)
-        return None
-    cuttable = overlong == "truncate" or (overlong == "truncate_prompt" and len(answer) <= limit)
-    if too_long and not cuttable:
-        sizes = f"a prompt of {len(prompt)} and an answer of {len(answer)} tokens, more than max_length {limit}"
-        problems.append(sample.row.problem(f"has {sizes}. Raise it, or set data.overlong: drop or truncate."))
-        return None
-    report.kept += 1
-    if too_long:
-        report.truncated += 1
-        report.truncated_rows += [place][: DataError.SHOWN - len(report.truncated_rows)]
-    if len(prompt) > limit:
-        keep = limit - front - back
-        middle = prompt[front : len(prompt) - back]
-        middle = middle[-keep:] if overlong == "truncate_prompt" else middle[:keep]
-        prompt = [*prompt[:front], *middle, *prompt[len(prompt) - back :]]
-    return np.array(prompt, dtype=np.int32), np.array(answer[:limit], dtype=np.int32)
+def _around(renderer: Renderer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Special ids before a text, and after it with EOS."""
+    front = renderer.around[0]
+    return front, tuple(renderer.encoder_ids("")[len(front) :])
+
+
+def _cuttable(answer: int, limit: int, overlong: Overlong | None) -> bool:
+    return overlong == "truncate" or (overlong == "truncate_prompt" and answer <= limit)
+
+
+def _cut(prompt: list[int], front: int, back: int, limit: int, overlong: Overlong | None) -> list[int]:
+    """A prompt of at most `limit` tokens; the special ones at both ends stay."""
+    if len(prompt) <= limit:
+        return prompt
+    keep = limit - front - back
+    middle = prompt[front : len(prompt) - back]
+    middle = middle[-keep:] if overlong == "truncate_prompt" else middle[:keep]
+    return [*prompt[:front], *middle, *prompt[len(prompt) - back :]]
 
 
 def encode_windows(
-    samples: Sequence[Sample], renderer: Renderer, *, max_length: int, overlong: Overlong | None,
+    samples: Iterable[Sample], renderer: Renderer, *, max_length: int, overlong: Overlong | None,
     tick: Callable[[int], None],
-) -> tuple[list[Example], Report]:  # fmt: skip
+) -> Iterator[Encoded]:  # fmt: skip
     """Texts to hide parts of, each window between the tokenizer's own special tokens, which are never hidden.
 
     Longer texts are split, so that every token is read once an epoch; windows of two documents never mix.
-
-    Raises:
-        DataError: rows that are too long under `error`.
     """
-    report, problems = Report(rows=len(samples)), list[RowProblem]()
-    examples: list[Example] = []
-    front, back = renderer.around[0], tuple(renderer.encoder_ids("")[len(renderer.around[0]) :])
+    front, back = _around(renderer)
     room = max_length - len(front) - len(back)
-    for start in range(0, len(samples), BATCH):
-        tick(start)
-        batch = samples[start : start + BATCH]
-        texts = [sample.text for sample in batch]
-        encoded = renderer.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        for sample, ids in zip(batch, encoded["input_ids"], strict=True):
-            pieces = _pieces(sample, ids, room, overlong or "split", report, problems)
-            for piece in pieces:
-                hideable = np.zeros(len(front) + len(piece) + len(back), dtype=bool)
-                hideable[len(front) : len(front) + len(piece)] = True
-                window = np.array([*front, *piece, *back], dtype=np.int32)
-                examples.append(Example(window, hideable, 0, sample.row.file, sample.row.number))
-    tick(len(samples))
-    return _finished(examples, report, problems)
 
+    def example(sample: Sample, piece: list[int]) -> Example:
+        hideable = np.zeros(len(front) + len(piece) + len(back), dtype=bool)
+        hideable[len(front) : len(front) + len(piece)] = True
+        window = np.array([*front, *piece, *back], dtype=np.int32)
+        return Example(window, hideable, 0, sample.row.file, sample.row.number)
 
-def _pieces(
-    sample: Sample, ids: list[int], room: int, policy: Overlong, report: Report, problems: list[RowProblem]
-) -> list[list[int]]:
-    """A text cut into windows of at most `room` tokens, or what the policy leaves of it."""
-    place = f"{sample.row.file}:{sample.row.number}"
-    if not ids or (len(ids) > room and policy == "drop"):
-        report.drop("overlong" if ids else "no_targets", place)
-        return []
-    if len(ids) > room and policy not in ("split", "truncate"):
-        message = f"has {len(ids)} tokens, more than the {room} of a window. Use data.overlong: split."
-        problems.append(sample.row.problem(message))
-        return []
-    report.kept += 1
-    if len(ids) > room and policy == "truncate":
-        report.truncated += 1
-        report.truncated_rows += [place][: DataError.SHOWN - len(report.truncated_rows)]
-        return [ids[:room]]
-    return [ids[start : start + room] for start in range(0, len(ids), room)]
+    def render(sample: Sample) -> tuple[str, tuple[str]]:
+        return "", (sample.text,)
 
-
-def _finished(examples: list[Example], report: Report, problems: list[RowProblem]) -> tuple[list[Example], Report]:
-    if problems:
-        raise DataError(problems=problems)
-    report.windows = len(examples)
-    report.count(examples)
-    return examples, report
+    with core_of(renderer.tokenizer, special=False) as core:
+        for sample, _, encodings, _ in tokenised(samples, render, core, special=False, tick=tick):
+            ids, policy = encodings[0].ids, overlong or "split"
+            if not ids or (len(ids) > room and policy == "drop"):
+                yield Encoded(reason="overlong" if ids else "no_targets")
+            elif len(ids) > room and policy not in ("split", "truncate"):
+                message = f"has {len(ids)} tokens, more than the {room} of a window. Use data.overlong: split."
+                yield Encoded(reason=TOO_LONG, message=message)
+            else:
+                cut = len(ids) > room and policy == "truncate"
+                pieces = [ids[:room]] if cut else [ids[start : start + room] for start in range(0, len(ids), room)]
+                yield Encoded([example(sample, piece) for piece in pieces], truncated=cut)

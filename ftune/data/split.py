@@ -1,97 +1,98 @@
-"""Hold out part of the training rows: whole groups, after exact duplicates are gone."""
+"""Hold out part of the training rows: whole groups, after exact duplicates are gone.
+
+Rows are known by 8-byte digests of what they say. R rows.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ftune.data.encode import Example
+import numpy as np
+
 from ftune.data.read import Row
 from ftune.data.shape import Sample
 from ftune.errors import DataError
 
 
-def without_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """The first of each set of equal samples, and the others."""
-    seen: set[tuple[object, ...]] = set()
-    kept: list[Sample] = []
-    duplicates: list[Sample] = []
-    for sample in samples:
-        (duplicates if sample.content in seen else kept).append(sample)
-        seen.add(sample.content)
-    return kept, duplicates
+def digest(value: object) -> int:
+    """8 bytes of BLAKE2b over a text, a number or a tuple of them, the same on every machine and version."""
+    return int.from_bytes(hashlib.blake2b(ascii(value).encode("ascii"), digest_size=8).digest(), "little")
 
 
-def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split into training and held-out samples.
+def group_of(sample: Sample, column: str | None) -> object:
+    """What must be equal for two rows to stay on one side of a split.
 
-    Groups (rows with the same first question, or the same document) stay together. Which groups are held out depends
-    on their content and the seed only, not on the order of the file. A single document is cut near a line end, and
-    its last part is held out.
+    Args:
+        sample: one row, with its own values.
+        column: names the group; None takes the first question, or the document.
+    """
+    return sample.group if column is None else sample.row.values[column]
+
+
+def duplicates(content: np.ndarray) -> np.ndarray:
+    """Which rows say what an earlier row says already, bool[R]."""
+    later = np.ones(len(content), dtype=bool)
+    later[np.unique(content, return_index=True)[1]] = False
+    return later
+
+
+def overlap(train: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Which held-out rows are also trained on, word for word, bool[len(held)]."""
+    return np.isin(held, train)
+
+
+def subset(place: np.ndarray, max_rows: int | None, seed: int) -> np.ndarray:
+    """Positions of at most `max_rows` rows, drawn by the seed, in the order of the file: int64[M]."""
+    if max_rows is None or len(place) <= max_rows:
+        return np.arange(len(place))
+    return np.sort(np.argsort(_drawn(place, seed), kind="stable")[:max_rows])
+
+
+def held_out(group: np.ndarray, share: float, seed: int, strata: np.ndarray | None) -> np.ndarray:
+    """Which rows are held out, bool[R]: a share of the groups, each of them whole.
 
     Raises:
         DataError: there is too little to split.
     """
-    if len(samples) == 1 and not samples[0].turns:
-        return _cut_document(samples[0], share)
-    groups = sorted({sample.group for sample in samples}, key=lambda group: _rank(seed, group))
-    if len(groups) < 2:
+    members, group_of_row = np.unique(group, return_inverse=True)
+    if len(members) < 2:
         raise DataError(
-            f"cannot hold out a share of {len(samples)} rows that are one group (same first question). "
+            f"cannot hold out a share of {len(group)} rows that are one group (same first question). "
             "Name a file in data.eval, or set it to null."
         )
-    held = set(groups[: max(1, round(share * len(groups)))])
-    train = [sample for sample in samples if sample.group not in held]
-    if not train:
+    held = np.zeros(len(members), dtype=bool)
+    held[np.argsort(_drawn(members, seed), kind="stable")[: max(1, round(share * len(members)))]] = True
+    if held.all():
         raise DataError(f"holding out {share:.0%} leaves no row to train on. Lower data.eval.")
-    return train, [sample for sample in samples if sample.group in held]
+    return held[group_of_row]
 
 
-def subset(samples: Sequence[Sample], max_rows: int | None, seed: int) -> list[Sample]:
-    """At most `max_rows` samples, drawn by the seed, in the order of the file.
+def weighted(place: np.ndarray, weight: np.ndarray, seed: int) -> np.ndarray:
+    """Positions of examples, each as often as its weight says; of what is left of a weight, that share, drawn."""
+    chosen = []
+    for one in np.unique(weight):
+        members, whole = np.flatnonzero(weight == one), int(one)
+        rest = round((one - whole) * len(members))
+        order = np.argsort(_drawn(place[members] + members.astype(np.uint64), seed), kind="stable")
+        chosen += [np.tile(members, whole), members[order[:rest]]]
+    return np.sort(np.concatenate(chosen))
 
-    A row is known by its file's name and its number, so that moving a project does not change what is measured.
+
+def _drawn(values: np.ndarray, seed: int) -> np.ndarray:
+    """A number for each digest, other for each seed: the finaliser of splitmix64 (Steele et al., 2014), a bijection."""
+    mixed = values ^ np.uint64(digest(("split", seed)))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def cut_document(sample: Sample, share: float) -> tuple[Sample, Sample]:
+    """Cut a single document near a line end; its last part is held out.
+
+    Raises:
+        DataError: it is too short.
     """
-    if max_rows is None or len(samples) <= max_rows:
-        return list(samples)
-    places = [f"{Path(sample.row.file).name}:{sample.row.number}" for sample in samples]
-    ranked = sorted(range(len(samples)), key=lambda i: _rank(seed, places[i]))
-    return [samples[i] for i in sorted(ranked[:max_rows])]
-
-
-def weighted(examples: Sequence[Example], weights: Mapping[tuple[str, int], float], seed: int) -> list[Example]:
-    """Each example as often as the weight of its row says; of what is left of a weight, that share, drawn by the seed.
-
-    0.25 takes a quarter of a source's examples, 2.5 takes all twice and a half of them once more.
-
-    Args:
-        examples: of all sources.
-        weights: of rows by file and number, where it is not 1.
-        seed: of the draw.
-    """
-    chosen: list[int] = []
-    groups: dict[float, list[int]] = {}
-    for i, example in enumerate(examples):
-        groups.setdefault(weights.get((example.file, example.number), 1.0), []).append(i)
-    for weight, members in groups.items():
-        whole, rest = int(weight), weight - int(weight)
-        ranked = sorted(members, key=lambda i: _rank(seed, f"{Path(examples[i].file).name}:{examples[i].number}:{i}"))
-        chosen += members * whole + ranked[: round(rest * len(members))]
-    return [examples[i] for i in sorted(chosen)]
-
-
-def overlap(train: Sequence[Sample], held: Sequence[Sample]) -> int:
-    """How many held-out samples are also trained on, word for word."""
-    seen = {sample.content for sample in train}
-    return sum(sample.content in seen for sample in held)
-
-
-def _rank(seed: int, text: str) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{text}".encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _cut_document(sample: Sample, share: float) -> tuple[list[Sample], list[Sample]]:
     text = sample.text
     wanted = round(len(text) * (1 - share))
     cut = text.find("\n", wanted, len(text.rstrip())) + 1 or wanted  # the last line's end would hold nothing out
@@ -99,4 +100,4 @@ def _cut_document(sample: Sample, share: float) -> tuple[list[Sample], list[Samp
         raise DataError(f"{sample.row.file}: the document is too short to hold out {share:.0%} of it.")
     in_file = Path(sample.row.file).suffix.lower() in (".txt", ".md")
     line = sample.row.number + (text.count("\n", 0, cut) if in_file else 0)
-    return [Sample(sample.row, text=text[:cut])], [Sample(Row(sample.row.file, line, {}), text=text[cut:])]
+    return Sample(sample.row, text=text[:cut]), Sample(Row(sample.row.file, line, {}), text=text[cut:])

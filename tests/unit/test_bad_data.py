@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ftune.cli import app
-from ftune.data.build import read_samples
+from ftune.data.samples import read_samples
 from ftune.errors import DataError
 from ftune.objectives.causal_lm import CausalLM
 from ftune.recipe import Data

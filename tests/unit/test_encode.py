@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import FAMILIES, THINKING, TOKENIZERS, byte_tokenizer
+from written import examples_of
 
-from ftune.data.encode import BATCH, Example, Overlong, Report, encode_all
+from ftune.data.encode import Example, Overlong, encode_rows
+from ftune.data.pipeline import BATCH
 from ftune.data.read import Row
 from ftune.data.render import Renderer, TrainOn
 from ftune.data.shape import Sample, to_sample
+from ftune.data.tally import LENGTHS, Report
 from ftune.errors import DataError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -51,13 +54,16 @@ def encode(
     max_length: int = 100_000,
     overlong: Overlong | None = None,
 ) -> tuple[list[Example], Report]:
-    return encode_all(
+    return examples_of(
         samples,
-        Renderer(tokenizer, template),
-        train_on=train_on,
-        max_length=max_length,
-        overlong=overlong,
-        tick=lambda done: None,
+        lambda rows: encode_rows(
+            rows,
+            Renderer(tokenizer, template),
+            train_on=train_on,
+            max_length=max_length,
+            overlong=overlong,
+            tick=lambda done: None,
+        ),
     )
 
 
@@ -198,8 +204,12 @@ def test_a_tokenizer_is_left_as_it_was() -> None:
     before = tokenizer.backend_tokenizer.to_str()
     encode([document("a b")], tokenizer)
     assert tokenizer.backend_tokenizer.to_str() == before
-    with pytest.raises(TypeError):
-        encode([document(None)], tokenizer)  # type: ignore[arg-type]
+    stopped = encode_rows(
+        [document("a"), document("b")], Renderer(tokenizer, None), train_on="all", max_length=9, overlong=None,
+        tick=lambda done: 1 // 0,
+    )  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        next(stopped)
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
@@ -467,16 +477,16 @@ def test_progress_is_told_and_may_stop() -> None:
     told: list[int] = []
     renderer = Renderer(byte_tokenizer(), None)
     rows = [pair("p", "c", i) for i in range(2 * BATCH + 1)]
-    encode_all(rows, renderer, train_on="completion", max_length=9, overlong=None, tick=told.append)
-    assert told == [0, BATCH, 2 * BATCH, len(rows)]
+    found = list(encode_rows(rows, renderer, train_on="completion", max_length=9, overlong=None, tick=told.append))
+    assert (told, len(found)) == ([0, BATCH, 2 * BATCH], len(rows))
 
     def stop(done: int) -> None:
         if done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_all(rows, renderer, train_on="completion", max_length=9, overlong=None, tick=stop)
+        list(encode_rows(rows, renderer, train_on="completion", max_length=9, overlong=None, tick=stop))
 
 
 def test_nothing_to_encode() -> None:
-    assert encode([], byte_tokenizer()) == ([], Report())
+    assert encode([], byte_tokenizer()) == ([], Report(lengths=[0] * len(LENGTHS)))

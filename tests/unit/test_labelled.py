@@ -11,9 +11,11 @@ import pytest
 from tiny_tokenizers import TOKENIZERS, byte_tokenizer
 
 from ftune import builtin
-from ftune.data.build import Encoder, Samples, encode_split, read_samples
+from ftune.data.build import Encoder, encode_split
+from ftune.data.cache import Cache
 from ftune.data.labelled import label_names
 from ftune.data.render import Renderer
+from ftune.data.samples import Samples, read_samples
 from ftune.errors import DataError
 from ftune.objectives import Objective
 from ftune.objectives.seq2seq_lm import Seq2SeqLM
@@ -42,7 +44,7 @@ def encoded(folder: Path, objective: Objective, *, tokenizer: Any = None, max_le
     data = Data(**values)
     renderer = Renderer(tokenizer or byte_tokenizer(), data.template)
     encoder = Encoder(data, objective, renderer, max_length, samples.labels, ends)
-    return encode_split("train", samples.train, encoder, tick=lambda *_: None)
+    return encode_split("train", samples.train, encoder, samples, tick=lambda *_: None, cache=Cache())
 
 
 def jsonl(path: Path, rows: list[Any]) -> None:
@@ -110,10 +112,10 @@ def test_a_label_of_held_out_rows_that_no_training_row_has(tmp_path: Path) -> No
     jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": "spam"}, {"text": "y", "label": "ham"}])
     samples = read(tmp_path, SINGLE, train="a.jsonl")
     jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": "spma"}])
-    other = read(tmp_path, SINGLE, train="b.jsonl").train
+    other = read(tmp_path, SINGLE, train="b.jsonl")
     encoder = Encoder(Data(train="a.jsonl"), SINGLE, Renderer(byte_tokenizer(), None), 9, samples.labels, False)
     with pytest.raises(DataError, match=r"b.jsonl:1: label 'spma' is in no training row. Did you mean 'spam'\?"):
-        encode_split("eval", other, encoder, tick=lambda *_: None)
+        encode_split("train", other.train, encoder, other, tick=lambda *_: None, cache=Cache())
 
 
 def test_pairs_of_texts_and_templates(tmp_path: Path) -> None:

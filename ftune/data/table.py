@@ -1,0 +1,337 @@
+"""Rows on disk: samples as JSON in an Arrow file, of which a batch is in memory, and a few numbers of each beside it.
+
+The Arrow file is read in plain reads and not mapped, so that memory does not grow with what was looked at.
+R rows, P labels of rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from ftune.data.cache import Entry, facts_of
+from ftune.data.columns import ColumnsWriter, open_columns
+from ftune.data.labelled import label_names
+from ftune.data.read import Row
+from ftune.data.shape import Sample
+from ftune.data.split import digest, group_of
+from ftune.errors import RowProblem
+
+BATCH_ROWS = 1024
+BATCH_BYTES = 4 << 20
+"""A batch of rows ends at either."""
+KEPT_PROBLEMS = 1000
+"""Problems that are kept with their words; the others are counted."""
+_FILE = "rows.arrow"
+_TYPES = {
+    "content": "u8",
+    "group": "u8",
+    "number": "i8",
+    "file": "i4",
+    "answered": "u1",
+    "label": "i4",
+    "label_end": "i8",
+}
+
+
+class TableWriter:
+    """Writes samples into a folder, one after the other. Use as a context manager.
+
+    Args:
+        folder: to be filled.
+        group_by: column whose value is a row's group; None takes the first question, or the document.
+    """
+
+    def __init__(self, folder: Path, group_by: str | None = None) -> None:
+        self._folder = folder
+        self._group_by = group_by
+        self._columns = ColumnsWriter(folder, _TYPES)
+        self._waiting: list[bytes] = []
+        self._numbers: dict[str, list[int]] = {name: [] for name in _TYPES}
+        self._starts = [0]
+        self._files: dict[str, int] = {}
+        self._labels: dict[str, int] = {}
+        self._num_labels = self._size = 0
+        self._problems: list[tuple[int, int, str, str]] = []
+        self._bad_rows = self._num_problems = 0
+
+    def __enter__(self) -> TableWriter:
+        import pyarrow
+
+        self._columns.__enter__()
+        self._schema = pyarrow.schema([("sample", pyarrow.large_binary())])
+        self._arrow = pyarrow.ipc.new_file(str(self._folder / _FILE), self._schema)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None:
+            self._flush()
+        self._columns.__exit__(kind, error, at)
+        self._arrow.close()
+
+    def add(self, sample: Sample) -> None:
+        """Write one row."""
+        line = to_json(sample)
+        self._waiting.append(line)
+        row, numbers = sample.row, self._numbers
+        numbers["content"].append(digest(sample.content))
+        numbers["group"].append(digest(group_of(sample, self._group_by)))
+        numbers["number"].append(row.number)
+        numbers["file"].append(self._files.setdefault(row.file, len(self._files)))
+        numbers["answered"].append(bool(sample.turns))
+        label = sample.label
+        names = (label,) if isinstance(label, str) else sorted(set(label)) if isinstance(label, tuple) else ()
+        numbers["label"] += [self._labels.setdefault(name, len(self._labels)) for name in names]
+        self._num_labels += len(names)
+        numbers["label_end"].append(self._num_labels)
+        self._size += len(line)
+        if len(self._waiting) >= BATCH_ROWS or self._size >= BATCH_BYTES:
+            self._flush()
+
+    def refuse(self, problems: Sequence[RowProblem]) -> None:
+        """Note everything that is wrong with one row."""
+        self._bad_rows += 1
+        self._num_problems += len(problems)
+        for one in problems[: max(0, KEPT_PROBLEMS - len(self._problems))]:
+            number = self._files.setdefault(one.file, len(self._files))
+            self._problems.append((number, one.row, one.message, one.field))
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        if not self._waiting:
+            return
+        column = pyarrow.array(self._waiting, pyarrow.large_binary())
+        self._arrow.write_batch(pyarrow.record_batch([column], schema=self._schema))
+        for name, numbers in self._numbers.items():
+            self._columns.add(name, numbers)
+            numbers.clear()
+        self._starts.append(self._starts[-1] + len(self._waiting))
+        self._waiting.clear()
+        self._size = 0
+
+    def facts(self, named: Sequence[str]) -> dict[str, Any]:
+        """What `SampleTable` needs to know besides the files; call it when all is written.
+
+        Args:
+            named: files of the source in their order. Rows refer to them by number, so that files may move.
+        """
+        return {
+            "rows": self._starts[-1],
+            "starts": self._starts,
+            "files": [named.index(file) if file in named else file for file in self._files],
+            "labels": list(self._labels),
+            "problems": self._problems,
+            "num_problems": self._num_problems,
+            "bad_rows": self._bad_rows,
+        }
+
+
+class SampleTable(Sequence[Sample]):
+    """Rows of one source.
+
+    Args:
+        entry: what a `TableWriter` wrote.
+        named: files of the source, in the order they had then.
+    """
+
+    def __init__(self, entry: Entry, named: Sequence[str]) -> None:
+        import pyarrow
+
+        self._keeper = entry.keeper
+        self.facts = facts_of(entry.folder)
+        self.files = tuple(named[file] if isinstance(file, int) else str(file) for file in self.facts["files"])
+        self.columns = open_columns(entry.folder)
+        self._starts = np.array(self.facts["starts"])
+        self._reader = pyarrow.ipc.open_file(pyarrow.OSFile(str(entry.folder / _FILE)))
+        self._batch: tuple[int, list[bytes]] = (-1, [])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> Rows: ...
+    def __getitem__(self, place: int | slice) -> Sample | Rows:
+        """One row, or a view of some."""
+        if isinstance(place, slice):
+            return Rows((self,), np.arange(len(self))[place])
+        place = range(len(self))[place]
+        number = int(np.searchsorted(self._starts, place, side="right")) - 1
+        if self._batch[0] != number:
+            self._batch = (number, self._reader.get_batch(number).column(0).to_pylist())
+        file, line = self.place(place)
+        return from_json(self._batch[1][place - int(self._starts[number])], Row(file, line, {}))
+
+    def place(self, place: int) -> tuple[str, int]:
+        """File and number of a row, as errors name them."""
+        return self.files[self.columns["file"][place]], int(self.columns["number"][place])
+
+    @functools.cached_property
+    def drawn(self) -> np.ndarray:
+        """Digest of each row's file name and number, uint64[R]: moving a project does not change it."""
+        names = np.array([digest(Path(file).name) for file in self.files] or [0], dtype=np.uint64)
+        spread = self.columns["number"].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd, so nothing collides
+        return np.asarray(names[self.columns["file"]] + spread)
+
+    @property
+    def problems(self) -> list[RowProblem]:
+        """What is wrong with the first bad rows."""
+        return [RowProblem(self.files[file], row, what, field) for file, row, what, field in self.facts["problems"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Sample]):
+    """A view of rows of some tables, in order.
+
+    Args:
+        tables: one for each source.
+        chosen: numbers of the rows, counted through all tables, int64[R].
+    """
+
+    tables: tuple[SampleTable, ...]
+    chosen: np.ndarray
+
+    @classmethod
+    def all(cls, tables: Sequence[SampleTable]) -> Rows:
+        """Every row of some tables."""
+        return cls(tuple(tables), np.arange(sum(map(len, tables))))
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> Rows: ...
+    def __getitem__(self, place: int | slice) -> Sample | Rows:
+        """One row, or a view of some."""
+        if isinstance(place, slice):
+            return Rows(self.tables, self.chosen[place])
+        table, row = self._find(int(self.chosen[place]))
+        return self.tables[table][row]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[place] for place in range(len(self)))
+
+    def _find(self, row: int) -> tuple[int, int]:
+        table = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return table, row - int(self.starts[table])
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """Number of each table's first row, and of all rows, int64[tables + 1]."""
+        return np.cumsum([0, *map(len, self.tables)])
+
+    def where(self, which: np.ndarray) -> Rows:
+        """Those rows for which `which`, bool[R], is true; or those it names, int64."""
+        return Rows(self.tables, self.chosen[which])
+
+    def parts(self) -> list[np.ndarray]:
+        """Rows of each table, as it counts them."""
+        bounds = np.searchsorted(self.chosen, self.starts)
+        pairs = zip(bounds[:-1], bounds[1:], self.starts[:-1], strict=True)
+        return [self.chosen[low:high] - start for low, high, start in pairs]
+
+    def place(self, place: int) -> str:
+        """`file:row`."""
+        table, row = self._find(int(self.chosen[place]))
+        file, number = self.tables[table].place(row)
+        return f"{file}:{number}"
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A number of each row: content, group, drawn or answered."""
+        each = [table.drawn if name == "drawn" else table.columns[name] for table in self.tables]
+        return np.concatenate(each)[self.chosen] if each else np.zeros(0, np.uint64)
+
+    def label_pairs(self, names: Sequence[str]) -> np.ndarray:
+        """(row, position in `names`) of every label of every row, int64[P, 2]; -1 for other labels."""
+        known = {name: number for number, name in enumerate(names)}
+        found = [np.zeros((0, 2), np.int64)]
+        first = 0
+        for table, rows in zip(self.tables, self.parts(), strict=True):
+            ends = table.columns["label_end"]
+            counts = np.diff(ends, prepend=0)[rows]
+            offsets = np.repeat(ends[rows] - np.cumsum(counts), counts) + np.arange(counts.sum())
+            ours = np.array([known.get(name, -1) for name in table.facts["labels"]] or [-1])
+            owners = np.repeat(np.arange(first, first + len(rows)), counts)
+            found.append(np.stack([owners, ours[table.columns["label"][offsets]]], axis=1))
+            first += len(rows)
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Every label of these rows, in the order of a model's outputs."""
+        every = label_names([name for table in self.tables for name in table.facts["labels"]])
+        present = set(np.unique(self.label_pairs(every)[:, 1]).tolist())
+        return label_names(name for number, name in enumerate(every) if number in present)
+
+    def label_counts(self, names: Sequence[str]) -> dict[str, int]:
+        """How many rows have each label."""
+        numbers = self.label_pairs(names)[:, 1]
+        return dict(zip(names, np.bincount(numbers[numbers >= 0], minlength=len(names)).tolist(), strict=True))
+
+
+def to_json(sample: Sample) -> bytes:
+    """A sample without its row and its weight, as JSON. What JSON has no word for becomes the text Python shows."""
+    values = {name: value for name in _names(Sample) if (value := getattr(sample, name)) != _defaults(Sample)[name]}
+    text = json.dumps(values, ensure_ascii=False, default=_plain, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def from_json(line: bytes, row: Row) -> Sample:
+    """The sample again; the row's own values are not kept, as `fields` and `text` say the same."""
+    sample: Sample = _rebuilt(Sample, json.loads(line.decode("utf-8", "surrogatepass")), row=row)
+    return sample
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return vars(value)
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.name not in ("row", "weight"))
+
+
+@functools.cache
+def _defaults(kind: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(kind)}
+
+
+def _rebuilt(kind: type, values: dict[str, Any], **more: Any) -> Any:
+    makers = _makers(kind)
+    return kind(**{name: makers[name](value) for name, value in values.items()}, **more)
+
+
+@functools.cache
+def _makers(kind: type) -> dict[str, Callable[[Any], Any]]:
+    """How each field of a dataclass is made of what JSON holds: a list is a tuple, perhaps of other dataclasses."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: _maker(hints[field.name]) for field in fields(kind)}
+
+
+def _maker(hint: Any) -> Callable[[Any], Any]:
+    inner = next((one for one in typing.get_args(hint) if isinstance(one, type) and is_dataclass(one)), None)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return lambda value: _rebuilt(hint, value)
+    if inner is not None:
+        return lambda value: (
+            tuple(_rebuilt(inner, one) for one in value)
+            if isinstance(value, list)
+            else value and _rebuilt(inner, value)
+        )
+    if typing.get_origin(hint) is list:
+        return lambda value: value
+    return lambda value: tuple(value) if isinstance(value, list) else value

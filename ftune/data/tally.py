@@ -1,0 +1,189 @@
+"""What became of the rows of a split, in counts that reconcile. Read off arrays, never off examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ftune.data.encode import BAD_ROW, TOO_LONG
+from ftune.data.table import Rows
+from ftune.data.tokens import Examples, TokenFile
+from ftune.errors import DataError, RowProblem
+
+DUPLICATE = "duplicate"
+LENGTHS = (1, *(round(2 ** (step / 2)) for step in range(2, 41)))
+"""Borders of the bins of example lengths, in tokens, two for each doubling; the last bin has no upper end."""
+
+
+@dataclass
+class Report:
+    """What became of the rows of one split; `rows == kept + sum(dropped)`.
+
+    Args:
+        rows, kept: counted.
+        dropped: rows that are not trained on, by reason.
+        truncated, truncated_rows: rows that were cut to size, and the first of them.
+        windows: examples.
+        tokens, targets, longest: of all examples, and of the longest.
+        lengths: how many examples fall into each bin of LENGTHS.
+        labels: how many rows have each label.
+        notes: for people.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    truncated_rows: list[str] = field(default_factory=list)
+    windows: int = 0
+    tokens: int = 0
+    targets: int = 0
+    longest: int = 0
+    lengths: list[int] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, examples: Examples) -> None:
+        """Note how much there is to train on."""
+        tokens = examples.num_tokens
+        self.tokens, self.longest = int(tokens.sum()), int(tokens.max(initial=0))
+        self.targets = int(examples.num_targets.sum())
+        self.lengths = np.histogram(tokens, [*LENGTHS, np.iinfo(np.int64).max])[0].tolist()
+
+    def leave_out(self, reason: str, rows: int) -> None:
+        """Count rows that were left out before anything was encoded."""
+        if rows:
+            self.rows += rows
+            self.dropped[reason] = self.dropped.get(reason, 0) + rows
+
+    @property
+    def lost(self) -> int:
+        """Dropped rows, but for exact repetitions, of which nothing is lost."""
+        return sum(count for reason, count in self.dropped.items() if reason != DUPLICATE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of rows that were encoded.
+
+    Args:
+        rows: a split.
+        files: its tokens, one for each table of the rows.
+        masks: which of the encoded rows of each file are in the split, bool.
+    """
+
+    rows: Rows
+    files: tuple[TokenFile, ...]
+    masks: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, files: Sequence[TokenFile]) -> Outcome:
+        """Find the rows of a split among those that were encoded."""
+        pairs = zip(files, rows.parts(), strict=True)
+        return cls(rows, tuple(files), tuple(np.isin(file.columns["row"], part) for file, part in pairs))
+
+    @property
+    def examples(self) -> Examples:
+        """Examples of these rows."""
+        chosen = [mask[file.columns["of"]] for file, mask in zip(self.files, self.masks, strict=True)]
+        return Examples(self.files, np.flatnonzero(np.concatenate(chosen)))
+
+    def refused(self, reasons: Sequence[str]) -> tuple[list[RowProblem], int]:
+        """Problems of the first rows that were refused for one of `reasons`, and how many there are."""
+        found: list[RowProblem] = []
+        total = 0
+        for file, mask in zip(self.files, self.masks, strict=True):
+            numbers = [i for i, reason in enumerate(file.facts["reasons"]) if reason in reasons]
+            chosen = mask & np.isin(file.columns["reason"], numbers)
+            total += int(chosen.sum())
+            found += file.problems(chosen)
+        return found, total
+
+    def report(self) -> Report:
+        """Counts, with the places of the first rows of each kind."""
+        examples = self.examples
+        report = Report(rows=len(self.rows), windows=len(examples))
+        report.count(examples)
+        names, reasons = self._reasons()
+        counts = np.bincount(reasons, minlength=len(names))
+        report.dropped = {name: int(counts[number]) for number, name in enumerate(names) if name and counts[number]}
+        shown = [np.flatnonzero(reasons == number)[: DataError.SHOWN] for number, name in enumerate(names) if name]
+        for at in sorted(int(at) for some in shown for at in some):
+            report.notes.append(f"dropped ({names[reasons[at]]}): {self.rows.place(at)}")
+        report.kept = report.rows - sum(report.dropped.values())
+        truncated = np.flatnonzero(self._each("truncated"))
+        report.truncated = len(truncated)
+        report.truncated_rows = [self.rows.place(int(at)) for at in truncated[: DataError.SHOWN]]
+        if merged := int(self._each("merges").sum()):
+            report.notes.append(
+                f"{merged} rows: one token spells the end of the prompt and the start of the answer, so a prompt alone "
+                "is tokenised otherwise. End prompts without a space, and begin answers with one."
+            )
+        if lost := int(self._each("lost").sum()):
+            report.notes.append(f"{lost} words have no token of their own (cut off, or unknown to the tokenizer).")
+        return report
+
+    def _reasons(self) -> tuple[list[str], np.ndarray]:
+        """Every reason, and the number of each row's; that of a kept row is empty."""
+        names = list(dict.fromkeys(name for file in self.files for name in file.facts["reasons"]))
+        each = [
+            np.array([names.index(name) for name in file.facts["reasons"]])[file.columns["reason"][mask]]
+            for file, mask in zip(self.files, self.masks, strict=True)
+        ]
+        return names, np.concatenate(each)
+
+    def _each(self, name: str) -> np.ndarray:
+        """A number of each row."""
+        return np.concatenate([file.columns[name][mask] for file, mask in zip(self.files, self.masks, strict=True)])
+
+
+def refuse(outcomes: Sequence[Outcome], *, skip_bad_rows: bool) -> None:
+    """Stop for rows that were refused, of all splits together.
+
+    Raises:
+        DataError: there are any; rows that are wrong only where these are not skipped.
+    """
+    found = [outcome.refused((TOO_LONG,) if skip_bad_rows else (TOO_LONG, BAD_ROW)) for outcome in outcomes]
+    total = sum(count for _, count in found)
+    if total:
+        raise DataError(problems=[problem for problems, _ in found for problem in problems], total=total)
+
+
+def refuse_losses(reports: Sequence[Report], name: str, allowed: float) -> None:
+    """Stop when more rows were dropped than a user expects.
+
+    Args:
+        reports: of splits of the same rows.
+        name: of the rows, for the message.
+        allowed: share of the rows.
+
+    Raises:
+        DataError: more were dropped.
+    """
+    rows, lost = sum(report.rows for report in reports), sum(report.lost for report in reports)
+    if lost <= allowed * rows:
+        return
+    counts: Counter[str] = Counter()
+    for report in reports:
+        counts.update({reason: count for reason, count in report.dropped.items() if reason != DUPLICATE})
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    message = (
+        f"data.{name}: {lost} of {rows} rows would be dropped ({reasons}), more than data.max_dropped allows "
+        f"({100 * allowed:g}%). Look at these rows, choose another data.overlong, or raise data.max_dropped."
+    )
+    first = [note for report in reports for note in report.notes if note.startswith("dropped ")]
+    raise DataError("\n".join([message, *first[: DataError.SHOWN]]))
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """Counts beyond the plain ones, for `report.json`."""
+    return {
+        "zero_targets": report.dropped.get("no_targets", 0),
+        "truncated_share": report.truncated / max(1, report.kept),
+        "lengths": {"from": list(LENGTHS), "examples": report.lengths},
+        "labels": report.labels,
+    }

@@ -1,0 +1,216 @@
+"""Encoded examples on disk: flat arrays that are mapped into memory, and what became of every row.
+
+E examples, R encoded rows, T tokens of all examples.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ftune.data.cache import Entry, facts_of
+from ftune.data.columns import ColumnsWriter, open_columns
+from ftune.data.encode import Encoded, Example
+from ftune.data.table import KEPT_PROBLEMS, SampleTable
+from ftune.errors import RowProblem
+
+FLUSH = 512
+"""Rows whose examples are written together."""
+_TYPES = {
+    "ids": "i4", "is_target": "u1", "end": "i8", "target_end": "i8", "num_bytes": "i8", "num_targets": "i8", "of": "i8",
+    "digest": "u8", "row": "i8", "reason": "u1", "truncated": "u1", "merges": "u1", "lost": "i4",
+}  # fmt: skip
+"""Arrays that every file has: of tokens, of examples, of rows."""
+_OPTIONAL = ("answer", "answer_end", "labels", "label_end")
+_PARTS = {"ids": "end", "is_target": "target_end", "answer": "answer_end", "labels": "label_end"}
+"""Arrays that are laid end to end, and where the part of each example ends."""
+
+
+def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> dict[str, Any]:
+    """Write what became of rows into `folder`; returns the facts that `TokenFile` needs besides the files.
+
+    Args:
+        folder: to be filled.
+        rows: numbers of the rows in their table, int64 [R].
+        encoded: one for each of them.
+    """
+    reasons: dict[str, int] = {"": 0}
+    problems: list[tuple[int, str]] = []
+    ends = dict.fromkeys(_PARTS.values(), 0)
+    with ColumnsWriter(folder, _TYPES) as columns:
+        waiting: dict[str, list[Any]] = {name: [] for name in (*_TYPES, *_OPTIONAL)}
+
+        def flush() -> None:
+            for name, values in waiting.items():
+                if values:
+                    columns.add(name, np.concatenate(values) if name in _PARTS else np.array(values))
+                    values.clear()
+
+        for position, one in enumerate(encoded):
+            for name, value in (
+                ("row", rows[position]), ("reason", reasons.setdefault(one.reason, len(reasons))),
+                ("truncated", one.truncated), ("merges", one.merges), ("lost", one.lost),
+            ):  # fmt: skip
+                waiting[name].append(value)
+            if one.message and len(problems) < KEPT_PROBLEMS:
+                problems.append((position, one.message))
+            for example in one.examples:
+                _lay_out(example, position, waiting, ends)
+            if (position + 1) % FLUSH == 0:
+                flush()
+        flush()
+    return {"rows": len(rows), "reasons": list(reasons), "problems": problems}
+
+
+def _lay_out(example: Example, position: int, waiting: dict[str, list[Any]], ends: dict[str, int]) -> None:
+    """Append one example to the arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, end in _PARTS.items():
+        values = getattr(example, name)
+        if values is None:
+            digest.update(b"\xff")
+            continue
+        digest.update(len(values).to_bytes(4, "little") + values.tobytes())
+        ends[end] += len(values)
+        waiting[name].append(values)
+        waiting[end].append(ends[end])
+    waiting["num_bytes"].append(example.num_bytes)
+    waiting["num_targets"].append(example.num_targets)
+    waiting["of"].append(position)
+    waiting["digest"] += np.frombuffer(digest.digest(), dtype="<u8").tolist()
+
+
+class TokenFile(Sequence[Example]):
+    """Examples of rows of one table.
+
+    Args:
+        entry: what `write_tokens` wrote.
+        table: where the rows are.
+    """
+
+    def __init__(self, entry: Entry, table: SampleTable) -> None:
+        self._keeper = entry.keeper
+        self.facts = facts_of(entry.folder)
+        self.table = table
+        self.columns = open_columns(entry.folder)
+        self.has_answers, self.has_labels = "answer" in self.columns, "labels" in self.columns
+
+    def __len__(self) -> int:
+        return len(self.columns["of"])
+
+    @overload
+    def __getitem__(self, number: int) -> Example: ...
+    @overload
+    def __getitem__(self, number: slice) -> Examples: ...
+    def __getitem__(self, number: int | slice) -> Example | Examples:
+        """One example, or a view of some."""
+        if isinstance(number, slice):
+            return Examples((self,), np.arange(len(self))[number])
+        number = range(len(self))[number]
+        file, line = self.table.place(int(self.row[number]))
+        return Example(
+            ids=self._part("ids", "end", number),
+            is_target=self._part("is_target", "target_end", number).view(bool),
+            num_bytes=int(self.columns["num_bytes"][number]),
+            file=file,
+            number=line,
+            answer=self._part("answer", "answer_end", number) if self.has_answers else None,
+            labels=self._part("labels", "label_end", number) if self.has_labels else None,
+        )
+
+    def _part(self, name: str, end: str, number: int) -> np.ndarray:
+        start = int(self.columns[end][number - 1]) if number else 0
+        return np.array(self.columns[name][start : self.columns[end][number]])  # a copy, which may be written to
+
+    @functools.cached_property
+    def row(self) -> np.ndarray:
+        """Row of each example in its table, int64 [E]."""
+        return np.asarray(self.columns["row"][self.columns["of"]])
+
+    @functools.cached_property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each example that a model reads, int64 [E]."""
+        sizes = np.diff(self.columns["end"], prepend=0)
+        return sizes + np.diff(self.columns["answer_end"], prepend=0) if self.has_answers else sizes
+
+    @property
+    def digests(self) -> np.ndarray:
+        """16 bytes for all that training sees of each example, uint64 [E, 2]."""
+        return self.columns["digest"].reshape(-1, 2)
+
+    def problems(self, chosen: np.ndarray) -> list[RowProblem]:
+        """What is wrong with the first of the encoded rows for which `chosen`, bool [R], is true."""
+        found = [
+            (self.table.place(int(self.columns["row"][at])), what) for at, what in self.facts["problems"] if chosen[at]
+        ]
+        return [RowProblem(file, line, what) for (file, line), what in found]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(Sequence[Example]):
+    """A view of examples of some files, in order.
+
+    Args:
+        files: one for each source.
+        chosen: numbers of the examples, counted through all files, int64 [E].
+    """
+
+    files: tuple[TokenFile, ...]
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> Examples: ...
+    def __getitem__(self, place: int | slice) -> Example | Examples:
+        """One example, or a view of some."""
+        if isinstance(place, slice):
+            return Examples(self.files, self.chosen[place])
+        number = int(self.chosen[place])
+        file = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return self.files[file][number - int(self.starts[file])]
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[place] for place in range(len(self)))
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """Number of each file's first example, and of all, int64 [files + 1]."""
+        return np.cumsum([0, *map(len, self.files)])
+
+    @property
+    def source(self) -> np.ndarray:
+        """Number of each example's file, int64 [E]."""
+        return np.searchsorted(self.starts, self.chosen, side="right") - 1
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each example, int64 [E]."""
+        return self._each([file.num_tokens for file in self.files])
+
+    @property
+    def num_targets(self) -> np.ndarray:
+        """Targets of each example, int64 [E]."""
+        return self._each([file.columns["num_targets"] for file in self.files])
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Digest of the place of each example's row, uint64 [E]."""
+        return self._each([file.table.drawn[file.row] for file in self.files])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all examples in order: equal when, and only when, training would see the same."""
+        return hashlib.sha256(self._each([file.digests for file in self.files]).tobytes()).hexdigest()
+
+    def _each(self, values: list[np.ndarray]) -> np.ndarray:
+        return np.asarray(np.concatenate(values)[self.chosen])
