@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ftune.cli import evaluate, inspect, merge, recipes, train
+from ftune.cli import cache, evaluate, inspect, merge, recipes, train
 
 app = typer.Typer(
     name="ftune",
@@ -45,3 +45,4 @@ app.command("plan")(inspect.plan_cli)
 app.command("methods")(inspect.methods_cli)
 app.command("verify")(inspect.verify_cli)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(cache.app, name="cache")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Example:
     @property
     def num_targets(self) -> int:
         """Positions that enter the loss."""
-        return int(self.is_target.sum())
+        return int(np.count_nonzero(self.is_target))
 
     @property
     def num_tokens(self) -> int:
@@ -65,8 +65,7 @@ class Example:
         return f"{self.file}:{self.number}"
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """What became of one row.
 
     Args:
@@ -86,8 +85,7 @@ class Encoded:
     lost: int = 0
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """One row before it is cut to size.
 
     Args:
@@ -106,8 +104,7 @@ class Tokens:
     shift: int
 
 
-@dataclass(frozen=True)
-class Spelled:
+class Spelled(NamedTuple):
     """The text that tokens spell. The places of tokens never go back, so borders are found by halving.
 
     Args:
@@ -122,9 +119,13 @@ class Spelled:
 
     def touching(self, start: int, end: int) -> tuple[int, int]:
         """First token that reaches beyond character `start`, and first that begins at `end` or later."""
-        tokens = range(len(self.encoding))
-        first = bisect.bisect_right(tokens, start, key=lambda token: self._place(token)[1])
-        return first, bisect.bisect_left(tokens, end, lo=first, key=lambda token: self._place(token)[0])
+        size, place = len(self.encoding), self._place
+        first, last = 0, size
+        if size and place(0)[1] <= start:
+            first = bisect.bisect_right(range(size), start, key=lambda token: place(token)[1])
+        if first < size and place(size - 1)[0] >= end:
+            last = bisect.bisect_left(range(size), end, lo=first, key=lambda token: place(token)[0])
+        return first, last
 
     def begins_before(self, token: int, start: int) -> bool:
         """Whether a token covers a character before `start`."""
@@ -138,7 +139,7 @@ class Spelled:
         """
         size = self._bytes(first, last)
         if self.silent is not None:
-            for token in np.flatnonzero(self.silent[ids]):
+            for token in self.silent[ids].nonzero()[0]:
                 size -= self._bytes(first + int(token), first + int(token) + 1)
         return size
 
@@ -176,6 +177,7 @@ def encode_rows(
     silent = np.zeros(1 + max(renderer.special_ids, default=0), dtype=bool)
     silent[list(renderer.special_ids)] = True  # ends of turns are no more text than an EOS is
     silent = np.concatenate([silent, np.zeros(max(0, len(renderer.tokenizer) - len(silent)), dtype=bool)])
+    bos, eos = renderer.tokenizer.bos_token_id, renderer.tokenizer.eos_token_id
     _ = renderer.around  # asked of the whole tokenizer, before a part is taken away
 
     def render(sample: Sample) -> tuple[Rendered, tuple[str]]:
@@ -187,18 +189,17 @@ def encode_rows(
             if item is None:
                 yield Encoded(reason=BAD_ROW, message=message)
                 continue
-            tokens = _with_ends(item, renderer, Spelled(item.text, encodings[0], None if item.special else silent))
+            spelled = Spelled(item.text, encodings[0], None if item.special else silent)
+            tokens = _with_ends(item, renderer, spelled, bos, eos)
             yield _fit(sample, tokens, max_length, overlong or ("error" if sample.turns else "split"))
 
 
-def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled) -> Tokens:
+def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled, bos: int | None, eos: int | None) -> Tokens:
     """Mark the supervised tokens and put special tokens around, one BOS at most and one terminator."""
     ids = spelled.encoding.ids
-    tokenizer = renderer.tokenizer
     front = renderer.missing_front(ids, special=item.special)
-    eos = tokenizer.eos_token_id
-    back = [int(eos)] if not item.ends and eos is not None and ids[-1:] != [eos] else []
-    written = 0 if front or tokenizer.bos_token_id is None else int(ids[:1] == [tokenizer.bos_token_id])
+    back = [eos] if not item.ends and eos is not None and ids[-1:] != [eos] else []
+    written = 0 if front or bos is None else int(ids[:1] == [bos])
     is_target = np.zeros(len(front) + len(ids) + len(back), dtype=bool)
     merges = False
     for start, end in item.spans:
@@ -258,7 +259,7 @@ def _example(sample: Sample, tokens: Tokens, piece: slice) -> Example | None:
     """One window, or None when nothing in it is to be learned."""
     ids, is_target = tokens.ids[piece], tokens.is_target[piece].copy()
     is_target[0] = False  # nothing stands before it to predict it from
-    borders = (np.flatnonzero(is_target[1:] != is_target[:-1]) + 1).tolist()
+    borders = [int(at) + 1 for at in (is_target[1:] != is_target[:-1]).nonzero()[0]]
     if not borders:
         return None
     borders += [len(ids)] if len(borders) % 2 else []

@@ -5,7 +5,6 @@ The tokenizer is called below transformers, whose lists of masks and places woul
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 256
-"""Rows that are tokenised together."""
+BATCH, CHARACTERS = 1024, 1 << 19
+"""Rows that are tokenised together: at most so many, of so many characters, which bounds the memory they take."""
 AHEAD = 2
 """Batches that wait for the tokenizer, so that it never waits for us."""
 Item = TypeVar("Item")
@@ -87,7 +86,7 @@ def tokenised(
     rows = iter(samples)
     with ThreadPoolExecutor(max_workers=1) as thread:
         while True:
-            batch = [_prepared(sample, render) for sample in itertools.islice(rows, BATCH)]
+            batch = _batch(rows, render)
             if batch:
                 texts = [text for one in batch for text in one.texts]
                 waiting.append((batch, thread.submit(core.encode_batch, texts, add_special_tokens=special)))
@@ -100,6 +99,16 @@ def tokenised(
                 done += len(ready)
             if not batch:
                 return
+
+
+def _batch(rows: Iterator[Sample], render: Callable[[Sample], tuple[Item, tuple[Text, ...]]]) -> list[Prepared[Item]]:
+    found: list[Prepared[Item]] = []
+    size = 0
+    while len(found) < BATCH and size < CHARACTERS and (sample := next(rows, None)) is not None:
+        one = _prepared(sample, render)
+        found.append(one)
+        size += sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in one.texts)
+    return found
 
 
 def _prepared(sample: Sample, render: Callable[[Sample], tuple[Item, tuple[Text, ...]]]) -> Prepared[Item]:

@@ -7,10 +7,8 @@ R rows, P labels of rows.
 from __future__ import annotations
 
 import functools
-import json
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -20,6 +18,7 @@ import numpy as np
 from ftune.data.cache import Entry, facts_of
 from ftune.data.columns import ColumnsWriter, open_columns
 from ftune.data.labelled import label_names
+from ftune.data.line import from_json, to_json
 from ftune.data.read import Row
 from ftune.data.shape import Sample
 from ftune.data.split import digest, group_of
@@ -279,59 +278,3 @@ class Rows(Sequence[Sample]):
         """How many rows have each label."""
         numbers = self.label_pairs(names)[:, 1]
         return dict(zip(names, np.bincount(numbers[numbers >= 0], minlength=len(names)).tolist(), strict=True))
-
-
-def to_json(sample: Sample) -> bytes:
-    """A sample without its row and its weight, as JSON. What JSON has no word for becomes the text Python shows."""
-    values = {name: value for name in _names(Sample) if (value := getattr(sample, name)) != _defaults(Sample)[name]}
-    text = json.dumps(values, ensure_ascii=False, default=_plain, separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass")
-
-
-def from_json(line: bytes, row: Row) -> Sample:
-    """The sample again; the row's own values are not kept, as `fields` and `text` say the same."""
-    sample: Sample = _rebuilt(Sample, json.loads(line.decode("utf-8", "surrogatepass")), row=row)
-    return sample
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return vars(value)
-    return dict(value) if isinstance(value, Mapping) else str(value)
-
-
-@functools.cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if field.name not in ("row", "weight"))
-
-
-@functools.cache
-def _defaults(kind: type) -> dict[str, Any]:
-    return {field.name: field.default for field in fields(kind)}
-
-
-def _rebuilt(kind: type, values: dict[str, Any], **more: Any) -> Any:
-    makers = _makers(kind)
-    return kind(**{name: makers[name](value) for name, value in values.items()}, **more)
-
-
-@functools.cache
-def _makers(kind: type) -> dict[str, Callable[[Any], Any]]:
-    """How each field of a dataclass is made of what JSON holds: a list is a tuple, perhaps of other dataclasses."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: _maker(hints[field.name]) for field in fields(kind)}
-
-
-def _maker(hint: Any) -> Callable[[Any], Any]:
-    inner = next((one for one in typing.get_args(hint) if isinstance(one, type) and is_dataclass(one)), None)
-    if isinstance(hint, type) and is_dataclass(hint):
-        return lambda value: _rebuilt(hint, value)
-    if inner is not None:
-        return lambda value: (
-            tuple(_rebuilt(inner, one) for one in value)
-            if isinstance(value, list)
-            else value and _rebuilt(inner, value)
-        )
-    if typing.get_origin(hint) is list:
-        return lambda value: value
-    return lambda value: tuple(value) if isinstance(value, list) else value

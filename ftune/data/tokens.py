@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,11 @@ def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> 
                     values.clear()
 
         for position, one in enumerate(encoded):
-            for name, value in (
-                ("row", rows[position]), ("reason", reasons.setdefault(one.reason, len(reasons))),
-                ("truncated", one.truncated), ("merges", one.merges), ("lost", one.lost),
-            ):  # fmt: skip
-                waiting[name].append(value)
+            waiting["row"].append(rows[position])
+            waiting["reason"].append(reasons.setdefault(one.reason, len(reasons)))
+            waiting["truncated"].append(one.truncated)
+            waiting["merges"].append(one.merges)
+            waiting["lost"].append(one.lost)
             if one.message and len(problems) < KEPT_PROBLEMS:
                 problems.append((position, one.message))
             for example in one.examples:
@@ -83,7 +84,7 @@ def _lay_out(example: Example, position: int, waiting: dict[str, list[Any]], end
     waiting["num_bytes"].append(example.num_bytes)
     waiting["num_targets"].append(example.num_targets)
     waiting["of"].append(position)
-    waiting["digest"] += np.frombuffer(digest.digest(), dtype="<u8").tolist()
+    waiting["digest"] += struct.unpack("<QQ", digest.digest())
 
 
 class TokenFile(Sequence[Example]):
