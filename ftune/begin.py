@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftune import drift, provenance
+from ftune.attention import use_packed_attention
 from ftune.data.build import Split
 from ftune.data.cache import cache_root
 from ftune.data.order import derived_seed, window
@@ -65,8 +66,7 @@ def open_run(
     recipe = loaded.recipe
     model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
     stop.check()
-    if plan.activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    make_ready(model, plan)
     objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
     module = accelerator.prepare_model(training_module(model, objective))
     optimizer = build_optimizer(plan, recipe.learner, model)
@@ -78,6 +78,16 @@ def open_run(
     if recipe.tracking:
         accelerator.init_trackers("ftune", config={"recipe": json.dumps(recipe.model_dump(mode="json"))})
     return run
+
+
+def make_ready(model: torch.nn.Module, plan: Plan) -> None:
+    """Set `model` up for the forward and backward passes that the plan decided on."""
+    if plan.packing:
+        from transformers import PreTrainedModel
+
+        use_packed_attention(next(part for part in model.modules() if isinstance(part, PreTrainedModel)))
+    if plan.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 
 def _write_head(disk: Store, loaded: Loaded, prepared: Prepared, plan: Plan, *, overwrite: bool) -> None:

@@ -21,7 +21,7 @@ _NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_ever
 def consistency_problems(recipe: Recipe) -> list[Problem]:
     """Everything wrong between the keys of a recipe whose single values are all valid."""
     written = _written(recipe)
-    checks = (_axes, _method, _model, _data, _text_rows, _evaluation, _generation, _batch)
+    checks = (_axes, _method, _model, _data, _text_rows, _packing, _evaluation, _generation, _batch)
     return [problem for check in checks for problem in check(recipe, written)]
 
 
@@ -121,6 +121,15 @@ def _labelled_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
         yield Problem("data.overlong", f"{data.overlong} is not for rows with labels. Use drop or truncate.")
     if recipe.objective.encoding == "token_labels" and data.template is not None:
         yield Problem("data.template", f"{NO_EFFECT} on words with tags, which are taken as they are. Remove it.")
+
+
+def _packing(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    if recipe.data.packing is True:
+        reason = recipe.learner.packing_constraint()
+        if not recipe.objective.packs:
+            reason = f"objective {recipe.objective.name} reads rows side by side"
+        if reason is not None:
+            yield Problem("data.packing", f"{reason}. Remove it.")
 
 
 def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:

@@ -62,6 +62,7 @@ class ModelFacts:
     targets: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     family: str = "decoder"
     quantised_parameters: int = 0
+    packing_refusal: str | None = None
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,10 @@ def train_steps(
     parameters = [p for p in module.parameters() if p.requires_grad]
     for step in range(first_step, plan.steps):
         started = time.perf_counter()
-        sizes = {"batch_size": plan.batch_size, "micro_batch_size": plan.micro_batch_size}
-        work = window(examples, step, **sizes, seed=plan.seed, draw=draw)
+        work = window(
+            examples, step, batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, seed=plan.seed,
+            draw=draw, capacity=plan.micro_batch_tokens,
+        )  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
         outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted)
         if outcome is None:
@@ -150,7 +152,9 @@ def _accumulate(
         if ranks == 1 and interrupted():
             return None
         torch.manual_seed(derived_seed("micro-batch", plan.seed, work.step, number))
-        batch = {k: v.to(accelerator.device) for k, v in objective.collate(list(examples), pad_id).items()}
+        rows = list(examples)
+        laid = objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
+        batch = {name: values.to(accelerator.device) for name, values in laid.items()}
         synchronise = nullcontext() if position == len(mine) - 1 else accelerator.no_sync(module)
         try:
             with synchronise:

@@ -25,8 +25,8 @@ LONGEST_BY_DEFAULT = 1024
 TOKENS_ON_CPU = 1024
 """Tokens per micro-batch that a CPU works best with; see docs/results.md."""
 MACHINE_CHOICES = (
-    "micro_batch_size", "eval_batch_size", "precision", "frozen_dtype", "activation_checkpointing", "num_threads",
-    "memory_bytes",
+    "packing", "micro_batch_size", "micro_batch_tokens", "eval_batch_size", "precision", "frozen_dtype",
+    "activation_checkpointing", "num_threads", "memory_bytes",
 )  # fmt: skip
 """Fields that depend on the machine and stay what they were when a run is resumed."""
 SAVED_PER_LAYER = 30
@@ -61,7 +61,9 @@ class Plan(BaseModel):
     activation_checkpointing: bool
     max_length: int
     batch_size: int
+    packing: bool
     micro_batch_size: int
+    micro_batch_tokens: int | None
     accumulation: int
     steps: int
     steps_per_epoch: int
@@ -112,7 +114,9 @@ class Plan(BaseModel):
         """This plan with the choices the machine made when the run began; what the recipe names is the recipe's."""
         anew: set[str] = set()
         if recipe.train.micro_batch_size != "auto":
-            anew |= {"micro_batch_size", "eval_batch_size", "memory_bytes"}
+            anew |= {"micro_batch_size", "micro_batch_tokens", "eval_batch_size", "memory_bytes"}
+        if self.packing != stored.packing:
+            anew |= {"packing", "micro_batch_tokens"}
         if recipe.train.activation_checkpointing != "auto":
             anew |= {"activation_checkpointing", "memory_bytes"}
         if self.num_processes != stored.num_processes:
@@ -120,7 +124,13 @@ class Plan(BaseModel):
         names = [name for name in MACHINE_CHOICES if name not in anew]
         kept = {name: getattr(stored, name) for name in names}
         size = kept.get("micro_batch_size", self.micro_batch_size)
-        kept["accumulation"] = accumulation(self.batch_size, size, self.num_processes)
+        most = kept.get("micro_batch_tokens", self.micro_batch_tokens)
+        tokens = self.batch_size * self.tokens_per_epoch / self.examples
+        kept["accumulation"] = (
+            accumulation(self.batch_size, size, self.num_processes)
+            if most is None
+            else accumulation(math.ceil(tokens), most, self.num_processes)
+        )
         notes = {name: stored.sources[name] for name in names}
         return self.model_copy(update={**kept, "sources": {**self.sources, **notes}})
 
@@ -171,7 +181,7 @@ def choose_frozen_dtype(recipe: Recipe, precision: Dtype) -> tuple[Dtype, str]:
 
 
 def accumulation(batch_size: int, micro_batch_size: int, num_processes: int) -> int:
-    """Micro-batches per process and optimizer step; the last may be short or absent."""
+    """Micro-batches per process and optimizer step, both sizes in examples or in tokens; the last may be short."""
     return math.ceil(math.ceil(batch_size / micro_batch_size) / num_processes)
 
 
@@ -231,19 +241,51 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
     decide("tokens_per_epoch", data.tokens, "counted")
     decide("targets_per_epoch", data.targets, "counted")
     decide("batch_size", train.batch_size, source("train.batch_size"))
+    decide("packing", *_packing(recipe, facts, source("data.packing")))
     checkpointing = _decide_checkpointing(recipe, facts, source, decide, values)
     if train.micro_batch_size == "auto":
         size, why = _largest_micro_batch(recipe, facts, values, checkpointing)
         decide("micro_batch_size", size, why)
     else:
         decide("micro_batch_size", train.micro_batch_size, source("train.micro_batch_size"))
-    size, processes = values["micro_batch_size"], values["num_processes"]
-    why = f"batch_size {train.batch_size} / (micro_batch_size {size} x {processes} processes), rounded up"
-    decide("accumulation", accumulation(train.batch_size, size, processes), why)
+    _decide_accumulation(recipe, facts, decide, values)
     per_epoch = steps_per_epoch(data.examples, train.batch_size)
     decide("steps_per_epoch", per_epoch, f"{data.examples} examples / batch_size {train.batch_size}, rounded up")
     decide("steps", *_steps(recipe, facts, per_epoch, source("train.duration")))
     decide("max_minutes", train.max_minutes, source("train.max_minutes"))
+
+
+def _packing(recipe: Recipe, facts: Facts, source: str) -> tuple[bool, str]:
+    """Whether rows are laid end to end, and why.
+
+    Raises:
+        RecipeError: the recipe insists, and they would see each other.
+    """
+    asked, reason = recipe.data.packing, facts.model.packing_refusal
+    if asked is True and reason is not None:
+        raise RecipeError([Problem("data.packing", f"{reason}. Set it to auto or false.")])
+    if asked == "auto":
+        return reason is None, f"auto: {reason or 'a trial found rows isolated from each other'}"
+    return asked, source
+
+
+def _decide_accumulation(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str, Any]) -> None:
+    """How much goes into one forward, in examples or in tokens, and how often until a step is full."""
+    data, batch, processes = facts.data, recipe.train.batch_size, values["num_processes"]
+    size, longest = values["micro_batch_size"], min(facts.data.longest, values["max_length"])
+    if not values["packing"]:
+        decide("micro_batch_tokens", None, "rows are not packed")
+        why = f"batch_size {batch} / (micro_batch_size {size} x {processes} processes), rounded up"
+        decide("accumulation", accumulation(batch, size, processes), why)
+        return
+    if recipe.train.micro_batch_size == "auto" and values["device"] == "cpu":
+        most = max(longest, min(TOKENS_ON_CPU, size * longest))
+        decide("micro_batch_tokens", most, f"auto: {TOKENS_ON_CPU} on CPU, or the longest example of {longest}")
+    else:
+        decide("micro_batch_tokens", size * longest, f"{size} examples as long as the longest, of {longest}")
+    tokens = math.ceil(batch * data.tokens / data.examples)
+    why = f"about {tokens} tokens a step / ({values['micro_batch_tokens']} x {processes} processes), rounded up"
+    decide("accumulation", accumulation(tokens, values["micro_batch_tokens"], processes), why)
 
 
 def _steps(recipe: Recipe, facts: Facts, per_epoch: int, source: str) -> tuple[int, str]:
@@ -304,16 +346,22 @@ def _memory_of_a_process(facts: Facts, values: dict[str, Any]) -> float:
 
 
 def estimate_memory(
-    recipe: Recipe, facts: Facts, values: dict[str, Any], *, micro_batch_size: int, checkpointing: bool
+    recipe: Recipe,
+    facts: Facts,
+    values: dict[str, Any],
+    *,
+    micro_batch_size: int,
+    checkpointing: bool,
+    tokens: int | None = None,
 ) -> dict[str, int]:
     """Bytes on one device, by item. An estimate.
 
     Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed or
     not needed; logits as themselves, their gradient and the copies that picking the supervised positions makes, in
-    fp32.
+    fp32. `tokens` of one forward are those of a full micro-batch unless they are given.
     """
     model = facts.model
-    tokens = micro_batch_size * min(facts.data.longest, values["max_length"])
+    tokens = tokens or micro_batch_size * min(facts.data.longest, values["max_length"])
     element = BYTES[values["precision"]]
     trainable = model.trainable_parameters
     bits = recipe.learner.quantised_bits or 0.0
@@ -383,6 +431,7 @@ def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str
         values,
         micro_batch_size=values["micro_batch_size"],
         checkpointing=values["activation_checkpointing"],
+        tokens=values["micro_batch_tokens"],
     )
     decide("memory_bytes", memory, "estimate from shapes; the report compares it with what was used")
     state = int(model.trainable_parameters * 4 * (1 + OPTIMIZER_STATES[recipe.train.optimizer]))

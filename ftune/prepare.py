@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftune import methods, objectives
+from ftune.attention import packing_refusal
 from ftune.base import family_of, limit_of, load_config, load_tokenizer
 from ftune.data.build import Dataset, build_data
 from ftune.data.cache import Cache, cache_root
@@ -17,13 +18,14 @@ from ftune.data.samples import Tick
 from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
-from ftune.model import look_at_model
+from ftune.model import auto_class, look_at_model, with_head
+from ftune.objectives import Head
 from ftune.plan import Plan, choose_max_length, make_plan
 from ftune.recipe import Recipe
 from ftune.start import Record, Start, start_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,25 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
     tick("counting parameters", 0, 0)
     method = recipe.learner.bound(recipe.objective)
-    model = look_at_model(start.base, record.head(tokenizer), method, tokenizer, fingerprint)
+    head = record.head(tokenizer)
+    model = look_at_model(start.base, head, method, tokenizer, fingerprint)
+    model = replace(model, packing_refusal=_packing_refusal(recipe, config, head))
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(dataset))
     plan = make_plan(recipe, facts, loaded.source)
     return Prepared(start, tokenizer, renderer, dataset, draw, record, facts, plan)
+
+
+def _packing_refusal(recipe: Recipe, config: PreTrainedConfig, head: Head) -> str | None:
+    """Why rows cannot be laid end to end, or None. Nothing is tried where the recipe does not want it."""
+    if recipe.data.packing is False:
+        return "data.packing is false"
+    if not recipe.objective.packs:
+        return f"objective {recipe.objective.name} reads rows side by side"
+    if (reason := recipe.learner.packing_constraint()) is not None:
+        return reason
+    config = with_head(config, head)
+    return packing_refusal(config, auto_class(head, config))
 
 
 def refuse_family(recipe: Recipe, family: str) -> None:

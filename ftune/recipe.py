@@ -133,6 +133,9 @@ class Data(Section):
     max_dropped: Share = "1%"
     """At most this share of the rows of each split may be left out, for any reason but exact repetition; above 0%, up
     to 100%."""
+    packing: Literal["auto"] | bool = "auto"
+    """Whether the rows of a step are laid end to end instead of side by side with pads, never seeing each other; `auto`
+    does so where a trial of the model's architecture finds them isolated."""
 
 
 class EarlyStopping(Section):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ftune import builtin
 from ftune.base import Base, find_base, load_config, load_tokenizer
@@ -25,14 +25,11 @@ from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources
 from ftune.run import train
 from ftune.scoring import SplitName, answer, evaluate
+from ftune.shrink import shrunken
 from ftune.signals import StopFlag
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
 ROWS = "[:32]"
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "head_dim": 16, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 128}  # fmt: skip
+LAYERS = 2
 _FAMILY_WORDS = {"gpt2": "gpt2", "qwen": "qwen3", "gemma": "gemma3", "bert": "bert", "minilm": "bert",
                  "roberta": "bert", "modernbert": "bert", "distilbert": "bert", "t5": "t5", "bart": "bart"}  # fmt: skip
 
@@ -161,7 +158,7 @@ def _tiny_model(recipe: Recipe, recipe_folder: Path, folder: Path) -> str:
         return f"builtin:tiny-{_guess_family(base)}"
     import torch
 
-    _shrink(config)
+    config = shrunken(config, LAYERS)
     torch.manual_seed(builtin.SEED)
     head = recipe.objective.head((), 0)
     if recipe.objective.encoding in ("row_labels", "token_labels"):
@@ -177,12 +174,3 @@ def _guess_family(base: Base) -> str:
     """A builtin family by words in the name; most others are built like Llama."""
     words = re.split(r"[^a-z0-9]+", base.name.lower())
     return next((family for word, family in _FAMILY_WORDS.items() if any(w.startswith(word) for w in words)), "llama")
-
-
-def _shrink(config: PreTrainedConfig) -> None:
-    text = config.get_text_config()
-    for key, value in SMALL.items():
-        if getattr(text, key, None) is not None:
-            setattr(text, key, value)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: SMALL["num_hidden_layers"]]

@@ -61,6 +61,7 @@ class Bench:
 
 def bench(loaded: Loaded) -> Bench:
     """Everything that `ftune.run` puts together before the first step."""
+    from ftune.begin import make_ready
     from ftune.device import build_accelerator, torch_dtype
     from ftune.loop import training_module
     from ftune.optim import build_optimizer
@@ -71,8 +72,7 @@ def bench(loaded: Loaded) -> Bench:
     plan = prepared.plan
     accelerator = build_accelerator(plan.runtime)
     model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
-    if plan.activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    make_ready(model, plan)
     module = accelerator.prepare_model(training_module(model, loaded.recipe.objective))
     optimizer = build_optimizer(plan, loaded.recipe.method, model)
     return Bench(plan, prepared, accelerator, model, module, optimizer, loaded.recipe.objective)

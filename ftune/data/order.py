@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from ftune.data.encode import Example
+from ftune.data.pack import first_fit
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -69,10 +70,12 @@ def window(
     micro_batch_size: int,
     seed: int,
     draw: Draw | None = None,
+    capacity: int | None = None,
 ) -> Window:
     """The window of `step`. Inside it, examples are sorted by length, so that little is padded.
 
-    What `draw` hides depends on (seed, epoch, example): another epoch hides something else.
+    What `draw` hides depends on (seed, epoch, example): another epoch hides something else. With `capacity`, a
+    micro-batch is a pack of at most so many tokens instead of a number of examples.
     """
     per_epoch = steps_per_epoch(len(examples), batch_size)
     epoch, position = divmod(step, per_epoch)
@@ -81,6 +84,8 @@ def window(
         examples[i] if draw is None else draw(examples[i], derived_seed("draw", seed, epoch, int(i))) for i in chosen
     )
     by_length = sorted(drawn, key=lambda example: -example.num_tokens)
+    if capacity is not None:
+        return Window(step, tuple(tuple(pack) for pack in first_fit(by_length, capacity)))
     starts = range(0, len(by_length), micro_batch_size)
     return Window(step, tuple(tuple(by_length[i : i + micro_batch_size]) for i in starts))
 

@@ -122,6 +122,10 @@ class Method(BaseModel):
         """Why activations cannot be recomputed in the backward pass, or None."""
         return None
 
+    def packing_constraint(self) -> str | None:
+        """Why rows cannot be laid end to end, or None."""
+        return None
+
     @property
     def quantised_bits(self) -> float | None:
         """Bits that a weight of a quantised layer takes with its constants; None where nothing is quantised."""

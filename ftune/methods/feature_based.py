@@ -139,6 +139,10 @@ class FeatureBased(Method):
         """Features are computed once and kept."""
         return "features are computed once and kept, in full precision"
 
+    def packing_constraint(self) -> str | None:
+        """The body reads each row once, by itself."""
+        return "method feature_based trains on features, not on tokens"
+
     def checkpointing_constraint(self) -> str | None:
         """Nothing is saved for a backward pass through the body."""
         return "no gradient passes through the frozen model, so there is nothing to recompute"

@@ -68,6 +68,10 @@ class Prefix(Method):
         """Positions of the model's limit that are not left for text."""
         return self.length
 
+    def packing_constraint(self) -> str | None:
+        """Rows that lie end to end have one beginning."""
+        return "method prefix puts its keys before each row of a batch"
+
     def problems(self) -> list[tuple[str, str]]:
         """`init_text` belongs to `init: text`."""
         return _virtual.text_problems(self.init, self.init_text)

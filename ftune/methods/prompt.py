@@ -59,6 +59,10 @@ class Prompt(Method):
         """Positions of the model's limit that are not left for text."""
         return self.length
 
+    def packing_constraint(self) -> str | None:
+        """Rows that lie end to end have one beginning."""
+        return "method prompt puts its tokens before each row of a batch"
+
     def problems(self) -> list[tuple[str, str]]:
         """`init_text` belongs to `init: text`."""
         return _virtual.text_problems(self.init, self.init_text)

@@ -112,6 +112,15 @@ class Objective(BaseModel):
         """Lay `examples` out as one padded batch of B rows and T positions."""
         raise NotImplementedError
 
+    packs: ClassVar[bool] = False
+    """Whether `loss` understands the rows of `collate_packed`."""
+
+    def collate_packed(self, examples: list[Example]) -> Batch:
+        """Lay `examples` end to end, without pads. Only where `packs` is true."""
+        from ftune.objectives._packed import end_to_end
+
+        return end_to_end(examples)
+
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the losses of each row over its targets, and the number of its targets.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ftune.objectives import TEXT_METRICS, Encoding, Objective
+from ftune.objectives._packed import packed_losses
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ class CausalLM(Objective):
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     families: ClassVar[frozenset[str]] = frozenset({"decoder"})
+    packs: ClassVar[bool] = True
     encoding: ClassVar[Encoding] = "next_token"
     generation_metrics: ClassVar[tuple[str, ...]] = TEXT_METRICS
 
@@ -68,6 +70,8 @@ class CausalLM(Objective):
         import torch
         from torch.nn.functional import cross_entropy
 
+        if "lengths" in batch:
+            return packed_losses(model, batch, ahead=1)
         logits = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],

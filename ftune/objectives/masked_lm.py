@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ftune.errors import Problem, RecipeError
 from ftune.objectives import Encoding, Objective
+from ftune.objectives._packed import packed_losses
 from ftune.objectives._padding import padded
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class MaskedLM(Objective):
 
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     families: ClassVar[frozenset[str]] = frozenset({"encoder"})
+    packs: ClassVar[bool] = True
     encoding: ClassVar[Encoding] = "hidden_tokens"
 
     @property
@@ -100,6 +102,8 @@ class MaskedLM(Objective):
         import torch
         from torch.nn.functional import cross_entropy
 
+        if "lengths" in batch:
+            return packed_losses(model, batch, ahead=0)
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "is_target")}
         logits = model(**inputs).logits  # [B, T, V]
         is_target = batch["is_target"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ftune.metrics import names_of
 from ftune.objectives import Encoding, Head, Objective
+from ftune.objectives._packed import packed_losses
 from ftune.objectives._padding import padded
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class TokenClassification(Objective):
 
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     families: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder", "encoder_decoder"})
+    packs: ClassVar[bool] = True
     encoding: ClassVar[Encoding] = "token_labels"
 
     @property
@@ -75,6 +77,8 @@ class TokenClassification(Objective):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of -log p(label) over each row's words, in fp32, and their number; both [B]."""
+        if "lengths" in batch:
+            return packed_losses(model, batch, ahead=0)
         sums, counts, _ = self.scored(model, batch)
         return sums, counts
 

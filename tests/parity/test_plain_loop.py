@@ -19,7 +19,9 @@ BATCH = 8
 METHODS = DEEP
 
 
-def asked(folder: Path, method: str, family: str, accumulation: int, warmup: int = 3) -> Loaded:
+def asked(
+    folder: Path, method: str, family: str, accumulation: int, warmup: int = 3, packing: bool | str = False
+) -> Loaded:
     """Eleven uneven rows in batches of eight: every second window holds three."""
     return recipe(
         folder,
@@ -29,6 +31,7 @@ def asked(folder: Path, method: str, family: str, accumulation: int, warmup: int
         train={"duration": f"{STEPS} steps", "batch_size": BATCH, "micro_batch_size": BATCH // accumulation,
                "learning_rate": 1e-3, "warmup": warmup, "schedule": "cosine", "weight_decay": 0.1,
                "max_grad_norm": 1.0},
+        data={"packing": packing},
         seed=3,
     )  # fmt: skip
 
@@ -94,8 +97,9 @@ def test_law_13_a_plain_loop(tmp_path: Path, method: str, accumulation: int) -> 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma3"])
 def test_law_13_a_plain_loop_on_tied_models(tmp_path: Path, method: str, family: str) -> None:
-    loaded = asked(tmp_path, method, family, 2)
+    loaded = asked(tmp_path, method, family, 2, packing=True)
     work = bench(loaded)
+    assert work.plan.packing
     model = start_model(loaded)
     learning = dict(model.requires_grad_(True).named_parameters()) if method == "full" else plain_lora(work, model)
     losses = plain_loop(model, learning, windows(work), peak=1e-3, warmup=3, decay=0.1, max_norm=1.0)

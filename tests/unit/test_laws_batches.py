@@ -29,6 +29,7 @@ def cut(folder: Path, method: str, family: str, rows: int, micro: int, **section
             "train": {"duration": "2 steps", "batch_size": 8, "micro_batch_size": micro, "optimizer": "sgd",
                       "learning_rate": 1e-2, "max_grad_norm": None},
             "checkpoint": {"every": 1, "keep": 2},
+            "data": {"packing": False},
             **sections,
         },
     )  # fmt: skip

@@ -17,7 +17,19 @@ PACKAGE = ROOT / "ftune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"lookup", "quantities", "targets", "metrics", "layers", "quantisation", "int8", "virtual", "prefix_attention"},
+    {
+        "lookup",
+        "quantities",
+        "targets",
+        "metrics",
+        "layers",
+        "quantisation",
+        "int8",
+        "virtual",
+        "prefix_attention",
+        "shrink",
+    },
+    {"attention"},
     {"methods", "objectives"},
     {"recipe"},
     {"explain", "consistency", "yaml_file"},

@@ -1,0 +1,237 @@
+"""Attention over rows that lie end to end in one long sequence, without pads and without seeing each other.
+
+Registered with transformers' own attention interface, so that stock models use it. A forward pass that is given
+`segments`, the lengths of the rows, attends within each row; any other one is plain scaled-dot-product attention.
+
+Tensors: S tokens of all rows, H heads, K key and value heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ftune.shrink import shrunken
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+NAME = "ftune_packed"
+"""In transformers' registries of attention functions and of masks."""
+PROBE_LENGTHS = (7, 3, 7, 12)
+"""Rows of the probe: two alike, and one longer than `PROBE_WINDOW`."""
+PROBE_WINDOW = 5
+"""Sliding window of the probe, where the model has one."""
+ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Kinds of layers that mix tokens by attention alone."""
+TOLERANCE = 1e-4
+"""Largest difference of packed and lone rows in the probe, in parts of the largest logit; fp32 rounding is 1e-6."""
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Let every layer of `model` understand `segments`.
+
+    Raises:
+        ValueError: the model does not use transformers' attention interface.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+
+
+def packed_arguments(lengths: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    """What a forward pass over rows that lie end to end is given besides ids and positions.
+
+    Args:
+        lengths: tokens of each row, int64 [B].
+        device: of the model.
+    """
+    import torch
+
+    # transformers passes a mask of four dimensions on as it is, so no [S, S] mask is ever made
+    return {
+        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
+        "segments": tuple(lengths.tolist()),
+        "use_cache": False,
+    }
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: tuple[int, ...] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer: query [1, H, S, D], key and value [1, K, S, D] -> [1, S, H, D].
+
+    Raises:
+        NotImplementedError: the layer asks for something that rows end to end do not have here.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if segments is None:
+        window = {} if sliding_window is None else {"sliding_window": sliding_window}
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
+            **window, **others,
+        )  # fmt: skip
+        return output
+    special = [name for name in ("softcap", "s_aux", "position_bias", "cache") if others.get(name) is not None]
+    if special or (sliding_window is not None and not causal):
+        raise NotImplementedError(f"packed attention has no {', '.join(special) or 'window on both sides'}")
+    if query.is_cuda:
+        return _on_cuda(query, key, value, segments, scaling, dropout, causal, sliding_window), None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return _row_by_row(query, key, value, segments, scaling, dropout, causal, sliding_window), None
+
+
+def _row_by_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: tuple[int, ...],
+    scaling: float | None,
+    dropout: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """Neighbouring rows of one length go together; all heads are there. Returns [1, S, H, D]."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    outputs = []
+    for start, count, length in _runs(segments):
+        span = slice(start, start + count * length)
+
+        def rows(states: torch.Tensor, span: slice = span, shape: tuple[int, int] = (count, length)) -> torch.Tensor:
+            cut = states[0, :, span]
+            return cut.reshape(cut.shape[0], *shape, cut.shape[2]).transpose(0, 1)  # [rows, H, length, D]
+
+        mask = None
+        if window is not None and length > window:
+            place = torch.arange(length, device=query.device)
+            behind = place[:, None] - place[None, :]
+            mask = (behind >= 0) & (behind < window)
+        attended = scaled_dot_product_attention(
+            rows(query), rows(key), rows(value), attn_mask=mask, dropout_p=dropout, scale=scaling,
+            is_causal=causal and mask is None,
+        )  # fmt: skip
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [rows * length, H, D]
+    return torch.cat(outputs).unsqueeze(0)
+
+
+def _on_cuda(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: tuple[int, ...],
+    scaling: float | None,
+    dropout: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """Torch's own kernel for rows of any length, where it takes the numbers' type. Returns [1, S, H, D]."""
+    import torch
+    from torch.nn.attention.varlen import varlen_attn
+
+    if query.dtype not in (torch.float16, torch.bfloat16) or dropout > 0:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        return _row_by_row(query, key, value, segments, scaling, dropout, causal, window)
+    edges = torch.tensor([0, *itertools.accumulate(segments)], dtype=torch.int32, device=query.device)
+    longest = max(segments)
+    behind = -1 if window is None else window - 1
+    flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))  # [S, heads, D]
+    attended = varlen_attn(
+        flat_query, flat_key, flat_value, edges, edges, longest, longest, scale=scaling,
+        window_size=(behind, 0 if causal else -1), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return torch.as_tensor(attended).unsqueeze(0)
+
+
+def _runs(segments: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Neighbouring rows of one length, as (first token, number of rows, their length)."""
+    start = 0
+    for length, same in itertools.groupby(segments):
+        count = len(list(same))
+        yield start, count, length
+        start += count * length
+
+
+def packing_refusal(config: PreTrainedConfig, auto_class: Any) -> str | None:
+    """Why rows that lie end to end would see each other in models of this configuration, or None: they do not.
+
+    Runs a random model of the same layers, but narrow, on rows end to end and alone, and changes a token of one row.
+
+    Args:
+        config: of the model.
+        auto_class: transformers' auto class for its head.
+    """
+    kind: Any = type(config)
+    return _probed(auto_class, kind, config.to_json_string(use_diff=False))
+
+
+@functools.lru_cache(maxsize=16)
+def _probed(auto_class: Any, config_class: Any, text: str) -> str | None:
+    import json
+
+    import torch
+
+    config = config_class.from_dict(json.loads(text))
+    words = config.get_text_config()
+    other = sorted(set(getattr(words, "layer_types", None) or ()) - ATTENDING)
+    if other:
+        return f"layers of kind {', '.join(other)} carry a state from token to token, over the end of a row"
+    config = shrunken(config, layers=None)
+    words = config.get_text_config()
+    if getattr(words, "sliding_window", None) is not None:
+        words.sliding_window = PROBE_WINDOW
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = auto_class.from_config(config).float().eval()
+        use_packed_attention(model)
+        return _leak(model, words.vocab_size)
+    except (NotImplementedError, ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+        return f"{config.model_type} could not be run on rows end to end: {reason}"
+
+
+def _leak(model: PreTrainedModel, vocabulary: int) -> str | None:
+    """What differs between rows end to end and rows alone."""
+    import torch
+
+    rows = [torch.arange(3, 3 + length) * 7 % min(vocabulary, 200) for length in PROBE_LENGTHS]
+    positions = torch.cat([torch.arange(length) for length in PROBE_LENGTHS])[None]
+    arguments = packed_arguments(torch.tensor(PROBE_LENGTHS), model.device)
+
+    def together(parts: list[torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=torch.cat(parts)[None], position_ids=positions, **arguments).logits
+        return logits[0]
+
+    with torch.no_grad():
+        packed = together(rows)
+        alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
+        changed = together([(rows[0] + 1) % min(vocabulary, 200), *rows[1:]])
+    if not float((packed - alone).abs().max()) <= TOLERANCE * float(alone.abs().max()):
+        return f"{model.config.model_type} gives rows end to end other answers than rows alone"
+    if not torch.equal(packed[PROBE_LENGTHS[0] :], changed[PROBE_LENGTHS[0] :]):
+        return f"what {model.config.model_type} says of a row depends on the rows before it"
+    return None

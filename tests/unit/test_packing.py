@@ -1,0 +1,246 @@
+"""Law 10: rows end to end give the losses and gradients of rows side by side, and never see each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from bench import bench, two_steps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import BLOCKS, recipe
+from tiny_models import HEADS
+
+from ftune import builtin
+from ftune.attention import PROBE_LENGTHS, packed_arguments, packing_refusal, use_packed_attention
+from ftune.data.encode import Example
+from ftune.data.order import window
+from ftune.data.pack import first_fit
+from ftune.errors import RecipeError
+from ftune.objectives._packed import end_to_end
+
+DECODERS = ("llama", "gpt2", "qwen3", "gemma3")
+PAIRS = [("causal", family) for family in DECODERS] + [("masked", "bert"), ("token", "bert"), ("token", "qwen3")]
+SPECIAL = {"llama": {}, "gpt2": {}, "qwen3": {}, "gemma3": {"sliding_window": 4}, "bert": {}}
+"""Windows shorter than the rows."""
+
+
+def example(length: int, number: int = 0) -> Example:
+    ids = (np.arange(length) * 7 + number * 13 + 3).astype(np.int32) % 250
+    return Example(ids, np.arange(length) > 0, length, "rows.jsonl", number)
+
+
+def tiny(head: str, family: str, **changed: Any) -> Any:
+    config = builtin.config(family)
+    for key, value in {**SPECIAL[family], **changed}.items():
+        setattr(config, key, value)
+    torch.manual_seed(1)
+    model = getattr(transformers, HEADS[head]).from_config(config).eval()
+    use_packed_attention(model)
+    return model
+
+
+def said_of(model: Any, rows: list[Example]) -> torch.Tensor:
+    """Logits of every token, rows end to end."""
+    batch = end_to_end(rows)
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    with torch.no_grad():
+        return model(**inputs, **packed_arguments(batch["lengths"], torch.device("cpu"))).logits[0]
+
+
+# the model
+
+
+@pytest.mark.parametrize(("head", "family"), PAIRS)
+def test_rows_end_to_end_equal_rows_alone(head: str, family: str) -> None:
+    model = tiny(head, family)
+    rows = [example(length, number) for number, length in enumerate((9, 9, 9, 2, 6, 1, 9))]
+    packed = said_of(model, rows)
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=torch.from_numpy(r.ids).long()[None]).logits[0] for r in rows])
+    assert float((packed - alone).abs().max()) <= 2e-6 * float(alone.abs().max())
+
+
+@pytest.mark.parametrize(("head", "family"), PAIRS)
+def test_a_token_of_one_row_changes_no_bit_of_the_others(head: str, family: str) -> None:
+    model = tiny(head, family)
+    rows = [example(length, number) for number, length in enumerate((8, 8, 5, 8, 3))]
+    before = said_of(model, rows).split([len(row.ids) for row in rows])
+    for changed in range(len(rows)):
+        ids = rows[changed].ids.copy()
+        ids[0] += 1
+        others = [*rows[:changed], Example(ids, rows[changed].is_target, 1, "f", 1), *rows[changed + 1 :]]
+        after = said_of(model, others).split([len(row.ids) for row in rows])
+        for number, (one, other) in enumerate(zip(before, after, strict=True)):
+            assert torch.equal(one, other) == (number != changed)
+
+
+def test_a_model_that_understands_segments_reads_plain_batches_as_before() -> None:
+    plain = transformers.AutoModelForCausalLM.from_config(builtin.config("llama")).eval()
+    ids = torch.arange(24).reshape(2, 12)
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    with torch.no_grad():
+        wanted = plain(input_ids=ids, attention_mask=mask).logits
+        use_packed_attention(plain)
+        assert torch.equal(plain(input_ids=ids, attention_mask=mask).logits, wanted)
+        assert plain.generate(ids[:1], max_new_tokens=4, do_sample=False).shape == (1, 16)
+    assert "ftune" not in plain.config.to_json_string()
+
+
+# the trial
+
+
+@pytest.mark.parametrize(("head", "family"), PAIRS)
+def test_a_trial_finds_the_families_isolated(head: str, family: str) -> None:
+    assert packing_refusal(builtin.config(family), getattr(transformers, HEADS[head])) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("qwen3_next", "linear_attention"),
+        ("jamba", "linear_attention"),
+        ("gemma2", "softcap"),
+        ("bloom", "bloom could not be run"),
+        ("gpt_oss", "s_aux"),
+        ("modernbert", "window on both sides"),
+    ],
+)
+def test_models_that_do_not_isolate_rows_are_found(kind: str, reason: str) -> None:
+    settings = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "modernbert":
+        settings |= {"cls_token_id": 1, "sep_token_id": 2}
+    head = "masked" if kind == "modernbert" else "causal"
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    assert reason in str(packing_refusal(config, getattr(transformers, HEADS[head])))
+
+
+def test_a_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose attention gets no segments sees the whole sequence."""
+    from ftune import attention
+
+    def blind(lengths: torch.Tensor, device: torch.device) -> dict[str, Any]:
+        return {"attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool), "segments": (sum(PROBE_LENGTHS),)}
+
+    attention._probed.cache_clear()
+    monkeypatch.setattr(attention, "packed_arguments", blind)
+    refusal = packing_refusal(builtin.config("llama"), transformers.AutoModelForCausalLM)
+    attention._probed.cache_clear()
+    assert refusal is not None and "other answers" in refusal
+
+
+# packs
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 80))
+def test_packs_hold_every_example_once_and_no_more_than_they_may(lengths: list[int], capacity: int) -> None:
+    rows = [example(length, number) for number, length in enumerate(sorted(lengths, reverse=True))]
+    packs = first_fit(rows, capacity)
+    assert sorted(row.number for pack in packs for row in pack) == list(range(len(rows)))
+    assert all(sum(row.num_tokens for row in pack) <= capacity for pack in packs)
+    fewest = -(-sum(lengths) // capacity)
+    assert len(packs) <= 11 / 9 * fewest * 1.7 + 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 3))
+def test_a_window_holds_the_same_rows_packed_or_not(count: int, batch_size: int, seed: int) -> None:
+    rows = [example(1 + number * 5 % 11, number) for number in range(count)]
+    for step in range(4):
+        sizes: dict[str, Any] = {"batch_size": batch_size, "micro_batch_size": 2, "seed": seed}
+        plain, packed = window(rows, step, **sizes), window(rows, step, **sizes, capacity=16)
+        numbers = [sorted(e.number for batch in work.micro_batches for e in batch) for work in (plain, packed)]
+        assert numbers[0] == numbers[1]
+        assert (plain.num_tokens, plain.num_targets) == (packed.num_tokens, packed.num_targets)
+        assert all(sum(e.num_tokens for e in batch) <= 16 for batch in packed.micro_batches)
+
+
+def test_rows_end_to_end_begin_at_position_0() -> None:
+    batch = end_to_end([example(3), example(1, 1), example(2, 2)])
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert batch["lengths"].tolist() == [3, 1, 2]
+    assert batch["is_target"].tolist() == [[False, True, True, False, False, True]]
+    assert batch["labels"].tolist() == batch["input_ids"].tolist()
+
+
+# training
+
+
+def packed_and_not(folder: Path, **sections: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    shared = {
+        "train": {"duration": "2 steps", "batch_size": 8, "micro_batch_size": 4, "optimizer": "sgd",
+                  "learning_rate": 1e-2, "max_grad_norm": None},
+    }  # fmt: skip
+    data = sections.pop("data", {})
+    found = []
+    for packing in (True, False):
+        named = {**shared, **sections, "data": {**data, "packing": packing}}
+        found.append(two_steps(recipe(folder / str(packing), **named)))
+    return found[0], found[1]
+
+
+def assert_equal_steps(packed: dict[str, Any], plain: dict[str, Any]) -> None:
+    for step in ("first/", "second/"):
+        names = [name for name in plain if name.startswith(step)]
+        largest = max(float(plain[name].abs().max()) for name in names)
+        assert largest > 1e-4
+        assert max(float((packed[name] - plain[name]).abs().max()) for name in names) <= 2e-6 * largest
+    assert torch.allclose(packed["losses"], plain["losses"], rtol=1e-6, atol=0)
+    assert torch.allclose(packed["nats"], plain["nats"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_law_10_gradients_of_decoders(tmp_path: Path, method: str, family: str) -> None:
+    block = {"name": method, **BLOCKS.get(method, {})}
+    assert_equal_steps(*packed_and_not(tmp_path, model=f"builtin:tiny-{family}", method=block))
+
+
+def test_law_10_with_recomputed_activations(tmp_path: Path) -> None:
+    train = {"duration": "2 steps", "batch_size": 8, "micro_batch_size": 4, "optimizer": "sgd", "learning_rate": 1e-2,
+             "max_grad_norm": None, "activation_checkpointing": True}  # fmt: skip
+    assert_equal_steps(*packed_and_not(tmp_path, train=train))
+
+
+@pytest.mark.parametrize("objective", ["masked_lm", "token_classification"])
+def test_law_10_gradients_of_encoders(tmp_path: Path, objective: str) -> None:
+    if objective == "masked_lm":
+        rows = [{"text": f"row {i} " + "of some words " * (1 + i % 4)} for i in range(11)]
+        data: dict[str, Any] = {"template": None}
+    else:
+        rows = [{"tokens": [f"w{j}" for j in range(2 + i % 5)], "tags": ["O", "B-x"] * ((2 + i % 5) // 2)
+                 + ["O"] * (i % 5 % 2)} for i in range(11)]  # fmt: skip
+        data = {"template": None}
+    sections = {"model": "builtin:tiny-bert", "objective": objective, "method": "full", "rows": rows}
+    assert_equal_steps(*packed_and_not(tmp_path, data=data, **sections))
+
+
+def test_packing_is_planned(tmp_path: Path) -> None:
+    plan = bench(recipe(tmp_path)).plan
+    assert plan.packing and "isolated" in plan.sources["packing"]
+    assert plan.micro_batch_tokens is not None
+    longest = max(e.num_tokens for e in bench(recipe(tmp_path)).prepared.dataset.train.examples)
+    assert plan.micro_batch_tokens == 2 * longest
+    off = bench(recipe(tmp_path, data={"packing": False})).plan
+    assert not off.packing and off.micro_batch_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"method": {"name": "prefix", "length": 2}}, "method prefix"),
+        ({"method": {"name": "prompt", "length": 2}}, "method prompt"),
+        ({"model": "builtin:tiny-t5", "objective": "seq2seq_lm"}, "objective seq2seq_lm"),
+    ],
+)
+def test_packing_is_refused_where_rows_would_mix(tmp_path: Path, sections: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecipeError, match=f"data.packing: {reason}"):
+        recipe(tmp_path, data={"packing": True}, **sections)
+    plan = bench(recipe(tmp_path, **sections)).plan
+    assert not plan.packing and reason in plan.sources["packing"]
