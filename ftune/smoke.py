@@ -152,13 +152,17 @@ def _tiny_model(recipe: Recipe, recipe_folder: Path, folder: Path) -> str:
     if recipe.model.name.startswith("builtin:"):
         return recipe.model.name
     base = find_base(recipe.model, recipe_folder)
+    layers = max(LAYERS, recipe.learner.layers_named)
     try:
         config, tokenizer = load_config(base), load_tokenizer(base)
     except MachineError:
-        return f"builtin:tiny-{_guess_family(base)}"
+        family = _guess_family(base)
+        if layers == LAYERS:
+            return f"builtin:tiny-{family}"
+        config, tokenizer = builtin.config(family), builtin.tokenizer()
     import torch
 
-    config = shrunken(config, LAYERS)
+    config = shrunken(config, layers)
     torch.manual_seed(builtin.SEED)
     head = recipe.objective.head((), 0)
     if recipe.objective.encoding in ("row_labels", "token_labels"):

@@ -18,6 +18,7 @@ FACTS = Facts(
     model=ModelFacts(
         architecture="llama", num_layers=4, width=256, vocabulary=1000, max_positions=2048, stored_dtype="bfloat16",
         total_parameters=10_000_000, trainable_parameters=100_000, fingerprint="sha256:0",
+        packing_refusal="rows side by side here",
     ),
     data=DataFacts(
         rows=100, examples=100, tokens=5000, targets=2000, longest=80, eval_examples=10, test_examples=0,

@@ -122,6 +122,11 @@ class Method(BaseModel):
         """Why activations cannot be recomputed in the backward pass, or None."""
         return None
 
+    @property
+    def layers_named(self) -> int:
+        """How many layers a model must have for every layer that the settings name to be there."""
+        return 0
+
     def packing_constraint(self) -> str | None:
         """Why rows cannot be laid end to end, or None."""
         return None

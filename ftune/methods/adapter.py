@@ -68,6 +68,11 @@ class Adapter(Method):
         "inside the 3e-5 to 3e-3 that Houlsby et al. searched on BERT; Pfeiffer et al. use 1e-4. Not tuned by us"
     )
 
+    @property
+    def layers_named(self) -> int:
+        """One more than the last block of `layers`, which count from 0."""
+        return max(self.layers or [-1]) + 1
+
     def problems(self) -> list[tuple[str, str]]:
         """A block can be named once."""
         if self.layers is not None and len(set(self.layers)) < len(self.layers):

@@ -78,8 +78,6 @@ class FeatureBased(Method):
 
     _objective: Objective | None = PrivateAttr(default=None)
 
-    # ------------------------------------------------------------------------------------------------------ decisions
-
     def problems(self) -> list[tuple[str, str]]:
         """Fields of another head; and, once bound, what the objective does not allow."""
         found = []
@@ -139,15 +137,18 @@ class FeatureBased(Method):
         """Features are computed once and kept."""
         return "features are computed once and kept, in full precision"
 
+    @property
+    def layers_named(self) -> int:
+        """Hidden state n comes from layer n; state -n needs n - 1 layers."""
+        return max(number if number >= 0 else -number - 1 for number in self._wanted)
+
     def packing_constraint(self) -> str | None:
-        """The body reads each row once, by itself."""
+        """The body reads each row by itself."""
         return "method feature_based trains on features, not on tokens"
 
     def checkpointing_constraint(self) -> str | None:
-        """Nothing is saved for a backward pass through the body."""
+        """Nothing is saved for a backward pass."""
         return "no gradient passes through the frozen model, so there is nothing to recompute"
-
-    # ---------------------------------------------------------------------------------------------------------- model
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
         """Freeze the body and put a fresh head on it; a logistic head starts at zero.
@@ -168,13 +169,17 @@ class FeatureBased(Method):
                 torch.nn.init.zeros_(parameter)
         return cast("torch.nn.Module", build(model, head, reading))
 
+    @property
+    def _wanted(self) -> list[int]:
+        return [-1] if self.layer == "sweep" else self.layer if isinstance(self.layer, list) else [self.layer]
+
     def _layers(self, last: int) -> tuple[int, ...]:
         """Numbers of the hidden states to read, before a sweep has chosen one.
 
         Raises:
             RecipeError: there is no such hidden state.
         """
-        wanted = [-1] if self.layer == "sweep" else self.layer if isinstance(self.layer, list) else [self.layer]
+        wanted = self._wanted
         if beyond := [number for number in wanted if not -last - 1 <= number <= last]:
             message = f"there is no hidden state {beyond[0]}: the model has {last} layers, so 0 to {last}, or -1 back."
             raise RecipeError([Problem("method.layer", message)])
@@ -188,8 +193,6 @@ class FeatureBased(Method):
         if self._per_token:
             return (TOKEN,)
         return POOLINGS if self.pooling == "sweep" else (self.pooling,)
-
-    # ------------------------------------------------------------------------------------------------------- features
 
     def frozen_body(self, model: torch.nn.Module) -> PreTrainedModel | None:
         """All but the head."""
@@ -293,8 +296,6 @@ class FeatureBased(Method):
         built = cast("Any", model)
         chosen = {"head": self._kind, "layers": list(built.reading.layers), "pooling": built.reading.pooling}
         return {**chosen, "features": len(built.mean), **built.notes}
-
-    # ------------------------------------------------------------------------------------------------------- artefact
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
         """Write body, head and what was chosen; see `load_features_model`."""

@@ -47,6 +47,19 @@ def test_recipe_passes_the_smoke_run(path: Path, tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == [], "a smoke run leaves nothing behind"
 
 
+@pytest.mark.parametrize(
+    "block",
+    ["{name: feature_based, layer: 6}", "{name: feature_based, layer: [-1, -7]}", "{name: adapter, layers: [4]}"],
+)
+def test_a_smoke_run_has_the_layers_that_a_method_names(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "recipes" / "feature_based_intent.yaml"
+    done = CliRunner().invoke(app, ["train", str(path), "--smoke", "--offline", "--quiet", "--set", f"method={block}"])
+    assert done.exit_code == 0, done.output
+
+
 def test_recipes_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = CliRunner()

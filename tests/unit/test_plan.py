@@ -246,3 +246,46 @@ def test_a_run_that_goes_on_with_more_processes_shares_the_cores_anew() -> None:
     plan = make_plan(recipe, FACTS).continuing(plan_of(), recipe)
     assert (plan_of().num_threads, plan.num_threads) == (4, 2)
     assert plan.sources["num_threads"] == "4 cores / 2 processes"
+
+
+# packing
+
+
+PACKED = facts(packing_refusal=None)
+
+
+def test_packs_on_a_cpu_hold_a_thousand_tokens_or_the_longest_example() -> None:
+    plan = plan_of(PACKED)
+    assert plan.packing and plan.micro_batch_tokens == 1024
+    assert plan.accumulation == math.ceil(32 * 50 / 1024) == 2
+    assert (
+        plan_of(facts(packing_refusal=None, longest=1500), data={"train": "t", "max_length": 2000}).micro_batch_tokens
+        == 1500
+    )
+
+
+def test_packs_of_a_named_size_hold_as_much_as_so_many_of_the_longest() -> None:
+    plan = plan_of(PACKED, train={"micro_batch_size": 4})
+    assert (plan.micro_batch_tokens, plan.accumulation) == (4 * 80, 5)
+    assert sum(plan.memory_bytes.values()) == sum(plan_of(train={"micro_batch_size": 4}).memory_bytes.values())
+
+
+def test_packing_is_as_asked_or_as_the_model_allows() -> None:
+    off = plan_of(PACKED, data={"train": "t.jsonl", "packing": False})
+    assert not off.packing and off.micro_batch_tokens is None
+    refused = plan_of()
+    assert not refused.packing and "rows side by side here" in refused.sources["packing"]
+    with pytest.raises(RecipeError, match="data.packing: rows side by side here"):
+        plan_of(data={"train": "t.jsonl", "packing": True})
+
+
+def test_a_resumed_run_packs_as_it_began() -> None:
+    stored = plan_of(PACKED)
+    same = plan_of(facts(packing_refusal=None, memory_bytes=2 * GIB)).continuing(stored, recipe_of())
+    assert (same.packing, same.micro_batch_tokens, same.accumulation) == (True, 1024, 2)
+    recipe = recipe_of(data={"train": "t.jsonl", "packing": False})
+    other = make_plan(recipe, PACKED).continuing(stored, recipe)
+    assert (other.packing, other.micro_batch_tokens) == (False, None)
+    assert other.accumulation == accumulation(32, other.micro_batch_size, 1)
+    smaller = recipe_of(train={"micro_batch_size": 2})
+    assert make_plan(smaller, PACKED).continuing(stored, smaller).micro_batch_tokens == 160
