@@ -153,7 +153,7 @@ def test_law_9_ftune_train_devices_2(tmp_path: Path, method: str) -> None:
     done = ftune("train", loaded.path, "--devices", 2)
     assert done.returncode == 0, done.stderr[-3000:]
     plan = json.loads((tmp_path / "two" / "run" / "plan.json").read_text())
-    assert [plan[key]["value"] for key in ("num_processes", "micro_batch_size", "accumulation")] == [2, 3, 2]
+    assert [plan[key]["value"] for key in ("num_processes", "micro_batch_size", "packing")] == [2, 3, True]
     lone = cut(tmp_path / "one", method, "llama", 7, 3, **sections)
     train(lone)
     gradients = [
