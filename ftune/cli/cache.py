@@ -62,7 +62,8 @@ def rm_cli(
 
     seconds = _seconds(older_than, everything=all)
     root, now = _root(), time.time()
-    removed, kept = [], []
+    removed: list[Listed] = []
+    kept: list[Listed] = []
     for entry in listed(root):
         if now - entry.used >= seconds:
             (removed if remove(root, entry) else kept).append(entry)

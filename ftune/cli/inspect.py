@@ -56,8 +56,8 @@ def check_cli(
             "rows": {"train": len(samples.train), "eval": len(samples.eval), "test": len(samples.test)},
             "formats": list(samples.formats),
             "duplicates": len(samples.duplicates),
-            "overlap": samples.overlap,
             "bad_rows": samples.bad_rows,
+            "leaked": {"exact": samples.leaks.exact, "near": samples.leaks.near, "dropped": len(samples.leaked)},
         }
     if json:
         print_json(result)
@@ -75,8 +75,8 @@ def check_cli(
     for name, count in samples.bad_rows.items():
         if count:
             print(f"data: {count} bad rows of {name} are skipped, the first: {samples.skipped[name][0]}")
-    if samples.overlap:
-        print(f"data: {samples.overlap} rows of eval and test are also in train, word for word")
+    for note in [*samples.notes, *samples.leaks.notes()]:
+        print(f"data: {note}")
 
 
 def _uses_hub(data: Any, folder: Path) -> bool:

@@ -12,23 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from ftune.data import split as splits
 from ftune.data.cache import Cache, code_version, key_of
 from ftune.data.encode import BAD_ROW, Encoded, Example, encode_rows
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
+from ftune.data.order import Mix
 from ftune.data.render import Renderer
 from ftune.data.samples import Samples, Tick, read_samples
 from ftune.data.shape import Sample
 from ftune.data.table import Rows, SampleTable
-from ftune.data.tally import DUPLICATE, Outcome, Report, refuse, refuse_losses
+from ftune.data.tally import DUPLICATE, LEAKED, Outcome, Report, refuse, refuse_losses
 from ftune.data.tokens import Examples, TokenFile, write_tokens
 from ftune.errors import DataError
 from ftune.objectives import Objective
 from ftune.quantities import is_share, parse_share
-from ftune.recipe import Data, Source
+from ftune.recipe import Data, Source, sources
 
-NOT_OF_TOKENS = {"train", "eval", "test", "format", "columns", "on_bad_row", "max_dropped"}
+NOT_OF_TOKENS = {
+    "train", "eval", "test", "format", "columns", "packing", "on_bad_row", "max_dropped", "group_by", "stratify",
+    "near_duplicates", "leakage",
+}  # fmt: skip
 """Keys of `data` that do not shape tokens, or do so through the rows. All others are part of a token file's key."""
 
 
@@ -41,6 +44,7 @@ class Split:
         samples: the rows they came from, for generation; rows that gave no example are among them.
         report: counts that reconcile to the rows of the source.
         fingerprint: equal when, and only when, training would see the same.
+        mix: how often an epoch sees the examples of each source, in train; None sees each once.
         hides: whether an objective hides parts of these rows: plain texts, neither with an answer nor with a label.
     """
 
@@ -49,6 +53,12 @@ class Split:
     report: Report
     fingerprint: str
     hides: bool
+    mix: Mix | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Examples that an epoch sees."""
+        return len(self.examples) if self.mix is None else sum(self.mix.per_epoch)
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ def build_data(
         name: maker.outcome(name, some, whole=bool(shared & set(some.tables))) for name, some in rows.items() if some
     }
     refuse(list(outcomes.values()), skip_bad_rows=data.on_bad_row == "skip")
-    found = {name: finished(name, outcome, samples, data, seed) for name, outcome in outcomes.items()}
+    found = {name: finished(name, outcome, samples, data) for name, outcome in outcomes.items()}
     _refuse_losses(found, data)
     template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
     guarded = {name.removeprefix("guard "): split for name, split in found.items() if name.startswith("guard ")}
@@ -248,7 +258,7 @@ def _refuse_losses(found: dict[str, Split], data: Data) -> None:
         refuse_losses(each, name, parse_share(data.max_dropped))
 
 
-def finished(name: str, outcome: Outcome, samples: Samples, data: Data, seed: int) -> Split:
+def finished(name: str, outcome: Outcome, samples: Samples, data: Data) -> Split:
     """A split with its report, in which every row of the source has its place.
 
     Raises:
@@ -263,14 +273,13 @@ def finished(name: str, outcome: Outcome, samples: Samples, data: Data, seed: in
         report.notes += [f"dropped ({BAD_ROW}): {problem}" for problem in samples.skipped[name][: DataError.SHOWN]]
     if name == "train":
         report.leave_out(DUPLICATE, len(samples.duplicates))
-    if name == "train":
-        if samples.overlap:
-            report.notes.append(f"{samples.overlap} rows of eval and test are also in train, word for word.")
-        examples = _weighted(examples, samples.weights, report, seed)
+        report.leave_out(LEAKED, len(samples.leaked))
+        report.notes += [*samples.notes, *samples.leaks.notes()]
     if name == "eval" and len(rows) < samples.held:
         report.notes.append(f"{len(rows)} of {samples.held} rows are scored (eval.max_rows).")
     hides = not any(file.has_answers or file.has_labels for file in outcome.files)
-    return Split(examples, rows, report, examples.fingerprint, hides)
+    mix = _mixed(examples, sources(data.train), report) if name == "train" else None
+    return Split(examples, rows, report, _identity(examples, mix), hides, mix)
 
 
 def encode_split(name: str, rows: Rows, encoder: Encoder, samples: Samples, *, tick: Tick, cache: Cache) -> Split:
@@ -281,15 +290,24 @@ def encode_split(name: str, rows: Rows, encoder: Encoder, samples: Samples, *, t
     """
     outcome = TokenMaker(encoder, cache, samples.keys, tick).outcome(name, rows, whole=False)
     refuse([outcome], skip_bad_rows=encoder.data.on_bad_row == "skip")
-    return finished(name, outcome, samples, encoder.data, 0)
+    return finished(name, outcome, samples, encoder.data)
 
 
-def _weighted(examples: Examples, weights: Sequence[float], report: Report, seed: int) -> Examples:
-    """The training examples of each source as often as its weight says."""
-    if set(weights) <= {1.0} or len(weights) != len(examples.files):
-        return examples
-    chosen = splits.weighted(examples.drawn, np.array(weights)[examples.source], seed)
-    report.notes.append(f"weights: an epoch has {len(chosen)} examples, made of {len(examples)}.")
-    weighed = Examples(examples.files, examples.chosen[chosen])
-    report.count(weighed)
-    return weighed
+def _mixed(examples: Examples, blocks: Sequence[Source], report: Report) -> Mix | None:
+    """The weights of the training sources, and what they come to in `report`; None where each example counts once."""
+    if all(block.weight == 1 for block in blocks) or len(blocks) != len(examples.files):
+        return None
+    mix = Mix(examples.source, tuple(block.path for block in blocks), tuple(block.weight for block in blocks))
+    report.notes += mix.notes()
+    report.tokens, report.targets = (
+        mix.expected(counts.tolist()) for counts in (examples.num_tokens, examples.num_targets)
+    )
+    return mix
+
+
+def _identity(examples: Examples, mix: Mix | None) -> str:
+    """Equal when, and only when, training would see the same."""
+    if mix is None:
+        return examples.fingerprint
+    weights = repr((examples.fingerprint, mix.weights, mix.source.tolist()))
+    return hashlib.sha256(weights.encode()).hexdigest()

@@ -12,23 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ftune.data import split as splits
+from ftune.data import hygiene
 from ftune.data.cache import Cache, code_version, key_of
-from ftune.data.read import locate, read_source
+from ftune.data.leakage import Leaks
+from ftune.data.read import locate, named, read_source
 from ftune.data.render import template_columns
 from ftune.data.shape import Sample, detect_format, to_sample
+from ftune.data.split import cut_document, group_problem
 from ftune.data.table import Rows, SampleTable, TableWriter
 from ftune.errors import DataError, RowProblem
 from ftune.manifest import sha256_of
-from ftune.quantities import is_share, parse_share
+from ftune.quantities import is_share
 from ftune.recipe import Data, Source, sources
 
 Tick = Callable[[str, int, int], None]
 """Called with (what is going on, done, in all); may raise to stop."""
 NOT_OF_ROWS = {
     "train", "eval", "test", "template", "train_on", "max_length", "overlong", "packing", "on_bad_row", "max_dropped",
+    "group_by", "stratify", "near_duplicates", "leakage",
 }  # fmt: skip
 """Keys of `data` that do not shape the rows of a source. What is not named here is part of the key of its table."""
 
@@ -41,11 +42,12 @@ class Samples:
         train, eval, test, guard: rows; of eval and guard, those that are scored.
         formats: of all sources.
         duplicates: rows that were left out of train as they say what another says.
-        overlap: how many rows of eval and test are also in train.
+        leaks: what train, eval and test share.
+        leaked: training rows that were left out for it.
+        notes: what else a user should know.
         bad_rows: rows that were skipped, by split.
         skipped: the first of them, for people.
         held: how many rows were held out, of which `eval` may be a part.
-        weights: of the sources of train.
         keys: of the tables, None for one that is not kept.
     """
 
@@ -54,12 +56,13 @@ class Samples:
     test: Rows
     formats: tuple[str, ...]
     duplicates: Rows
-    overlap: int
+    leaks: Leaks
+    leaked: Rows
+    notes: list[str]
     guard: dict[str, Rows]
     bad_rows: dict[str, int]
     skipped: dict[str, list[RowProblem]]
     held: int
-    weights: tuple[float, ...]
     keys: dict[SampleTable, str | None] = field(repr=False)
 
     @functools.cached_property
@@ -80,15 +83,15 @@ class _Reader:
     formats: list[str] = field(default_factory=list)
     keys: dict[SampleTable, str | None] = field(default_factory=dict)
 
-    def table(self, block: Source) -> SampleTable:
-        """The rows of one source, from the cache or its files."""
+    def table(self, block: Source, group_by: str | None) -> SampleTable:
+        """The rows of one source, from the cache or its files, in groups by a column."""
         files = locate(block, self.folder)
         named = [str(file) for file in files or []]
-        key = self._key(block, files)
+        key = self._key(block, files, group_by)
 
         def write(folder: Path) -> dict[str, Any]:
-            with TableWriter(folder) as writer:
-                found = self._write(block, writer)
+            with TableWriter(folder, group_by) as writer:
+                found = self._write(block, writer, group_by)
             return {**writer.facts(named), "format": found}
 
         entry = self.cache.entry("rows", key, write, lambda: self.tick("waiting for another process", 0, 0))
@@ -97,7 +100,7 @@ class _Reader:
         self.keys[table] = key
         return table
 
-    def _key(self, block: Source, files: Sequence[Path] | None) -> str | None:
+    def _key(self, block: Source, files: Sequence[Path] | None, group_by: str | None) -> str | None:
         """Everything that the table depends on; None where that cannot be told."""
         if files is None and not re.fullmatch(r"[0-9a-f]{40}", block.revision or ""):
             return None  # what the hub has now may be something else tomorrow
@@ -107,11 +110,12 @@ class _Reader:
             "content": content,
             "source": block.model_dump(mode="json", exclude={"path", "weight"}),
             "data": self.data.model_dump(mode="json", exclude=NOT_OF_ROWS),
+            "group_by": group_by,
             "shown": template_columns(self.data.template),
             "accepted": sorted(self.accepted),
         })  # fmt: skip
 
-    def _write(self, block: Source, writer: TableWriter) -> str:
+    def _write(self, block: Source, writer: TableWriter, group_by: str | None) -> str:
         """All rows of a source; returns their format.
 
         Raises:
@@ -131,10 +135,12 @@ class _Reader:
                 chosen = detect_format(list(row.values), mapping, row.file, self.accepted)
             unseen -= row.values.keys()
             sample = to_sample(row, chosen, mapping, shown)
-            if isinstance(sample, Sample):
+            problem = group_problem(row, group_by)
+            if isinstance(sample, Sample) and problem is None:
                 writer.add(sample)
             else:
-                writer.refuse(sample)
+                found = [] if isinstance(sample, Sample) else sample
+                writer.refuse(found if problem is None else [*found, problem])
                 bad += 1
         if unseen and not bad:  # an optional column: of any other, each row would have told
             raise DataError(
@@ -150,7 +156,7 @@ class _Reader:
 
         def write(folder: Path) -> dict[str, Any]:
             with TableWriter(folder) as writer:
-                for part in splits.cut_document(table[0], share):
+                for part in cut_document(table[0], share):
                     writer.add(part)
             return {**writer.facts(named), "format": table.facts["format"]}
 
@@ -188,28 +194,31 @@ def read_samples(
     reader = _Reader(data, folder, accepted, cache or Cache(), tick)
     blocks = {"train": sources(data.train), "test": sources(data.test)}
     blocks["eval"] = [] if is_share(data.eval) else sources(data.eval)
-    named = {f"guard {name}": [source] for name, source in _named(sources(list(guard))).items()}
-    tables = {name: [reader.table(block) for block in each] for name, each in (blocks | named).items()}
+    guards = {f"guard {name}": [source] for name, source in named(sources(list(guard))).items()}
+    group_by = {"train": data.group_by} if is_share(data.eval) else {}
+    tables = {
+        name: [reader.table(block, group_by.get(name)) for block in each] for name, each in (blocks | guards).items()
+    }
     _refuse_bad_rows(tables, data)
     rows = {name: Rows.all(each) for name, each in tables.items()}
     train, held = rows["train"], rows["eval"]
-    duplicates = train.where(np.zeros(len(train), dtype=bool))
+    duplicates, notes = train[:0], list[str]()
     if is_share(data.eval):
-        train, held, duplicates = _held_out(train, parse_share(str(data.eval)), seed, reader)
-    content = train.numbers("content")
-    common = sum(int(splits.overlap(content, other.numbers("content")).sum()) for other in (held, rows["test"]))
+        train, held, duplicates = hygiene.hold_out(data, train, seed, reader.cut, notes)
+    train, leaks, leaked = hygiene.without_leaks(data, train, held, rows["test"], tick)
     return Samples(
         train=train,
-        eval=_drawn(held, max_eval_rows, seed),
+        eval=hygiene.drawn(held, max_eval_rows, seed),
         test=rows["test"],
         formats=tuple(dict.fromkeys(reader.formats)),
         duplicates=duplicates,
-        overlap=common,
-        guard={name.removeprefix("guard "): _drawn(rows[name], max_eval_rows, seed) for name in named},
+        leaks=leaks,
+        leaked=leaked,
+        notes=notes,
+        guard={name.removeprefix("guard "): hygiene.drawn(rows[name], max_eval_rows, seed) for name in guards},
         bad_rows={name: sum(table.facts["bad_rows"] for table in each) for name, each in tables.items()},
         skipped={name: [one for table in each for one in table.problems] for name, each in tables.items()},
         held=len(held),
-        weights=tuple(block.weight for block in blocks["train"]),
         keys=reader.keys,
     )
 
@@ -222,32 +231,6 @@ def _refuse_bad_rows(tables: dict[str, list[SampleTable]], data: Data) -> None:
     if empty := [name for name, each in tables.items() if each and not sum(map(len, each))]:
         problems = [problem for table in tables[empty[0]] for problem in table.problems]
         raise DataError(f"data.{empty[0]}: every row is bad.", problems=problems)
-
-
-def _held_out(train: Rows, share: float, seed: int, reader: _Reader) -> tuple[Rows, Rows, Rows]:
-    """Training rows, held-out rows and the duplicates that are neither."""
-    again = splits.duplicates(train.numbers("content"))
-    train, duplicates = train.where(~again), train.where(again)
-    if len(train) == 1 and not train.numbers("answered")[0]:
-        table = next(table for table, part in zip(train.tables, train.parts(), strict=True) if len(part))
-        parts = Rows.all([reader.cut(table, share)])
-        return parts[:1], parts[1:], duplicates
-    held = splits.held_out(train.numbers("group"), share, seed, None)
-    return train.where(~held), train.where(held), duplicates
-
-
-def _drawn(rows: Rows, max_rows: int | None, seed: int) -> Rows:
-    return rows.where(splits.subset(rows.numbers("drawn"), max_rows, seed))
-
-
-def _named(blocks: list[Source]) -> dict[str, Source]:
-    """Sources by the name of their file, with a number where two have the same."""
-    named: dict[str, Source] = {}
-    for block in blocks:
-        stem = Path(block.path).stem
-        same = sum(name == stem or name.startswith(f"{stem}_") for name in named)
-        named[f"{stem}_{same + 1}" if same else stem] = block
-    return named
 
 
 def _identity(file: Path) -> list[str]:

@@ -42,7 +42,6 @@ class Sample:
         text_pair: a second text that the label belongs to as well.
         label: the label, all labels, or the number, as the row has it; the tags of token_labels.
         words: of token_labels.
-        weight: how often an epoch sees it.
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
     """
@@ -53,7 +52,6 @@ class Sample:
     text_pair: str = ""
     label: str | tuple[str, ...] | float | None = None
     words: tuple[str, ...] = ()
-    weight: float = 1.0
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
 

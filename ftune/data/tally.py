@@ -15,6 +15,7 @@ from ftune.data.tokens import Examples, TokenFile
 from ftune.errors import DataError, RowProblem
 
 DUPLICATE = "duplicate"
+LEAKED = "leaked"
 LENGTHS = (1, *(round(2 ** (step / 2)) for step in range(2, 41)))
 """Borders of the bins of example lengths, in tokens, two for each doubling; the last bin has no upper end."""
 
