@@ -16,6 +16,8 @@ from ftune.errors import DataError, RowProblem
 
 DUPLICATE = "duplicate"
 LEAKED = "leaked"
+INTENDED = frozenset({DUPLICATE, LEAKED})
+"""Reasons that the recipe names: such rows are not lost."""
 LENGTHS = (1, *(round(2 ** (step / 2)) for step in range(2, 41)))
 """Borders of the bins of example lengths, in tokens, two for each doubling; the last bin has no upper end."""
 
@@ -64,7 +66,7 @@ class Report:
     @property
     def lost(self) -> int:
         """Dropped rows, but for exact repetitions, of which nothing is lost."""
-        return sum(count for reason, count in self.dropped.items() if reason != DUPLICATE)
+        return sum(count for reason, count in self.dropped.items() if reason not in (DUPLICATE, LEAKED))
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def refuse_losses(reports: Sequence[Report], name: str, allowed: float) -> None:
         return
     counts: Counter[str] = Counter()
     for report in reports:
-        counts.update({reason: count for reason, count in report.dropped.items() if reason != DUPLICATE})
+        counts.update({reason: count for reason, count in report.dropped.items() if reason not in INTENDED})
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     message = (
         f"data.{name}: {lost} of {rows} rows would be dropped ({reasons}), more than data.max_dropped allows "
