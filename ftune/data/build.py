@@ -60,6 +60,13 @@ class Split:
         """Examples that an epoch sees."""
         return len(self.examples) if self.mix is None else sum(self.mix.per_epoch)
 
+    def examples_of(self, place: int) -> list[Example]:
+        """What became of `samples[place]`: its example or windows in order, none for a row that was left out."""
+        if not isinstance(self.examples, Examples):
+            raise ValueError("features are no longer known by their rows")
+        chosen = np.flatnonzero(self.examples.rows == self.samples.chosen[place])
+        return [self.examples[int(number)] for number in chosen]
+
 
 @dataclass(frozen=True)
 class Dataset:
