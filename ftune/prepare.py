@@ -101,7 +101,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     method = recipe.learner.bound(recipe.objective)
     head = record.head(tokenizer)
     model = look_at_model(start.base, head, method, tokenizer, fingerprint)
-    model = replace(model, packing_refusal=_packing_refusal(recipe, config, head))
+    model = replace(model, packing_refusal=_packing_refusal(recipe, load_config(start.base), head))
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(dataset))
     plan = make_plan(recipe, facts, loaded.source)
