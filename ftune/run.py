@@ -67,6 +67,8 @@ def train(
         listener.phase(what, done, total)
 
     prepared = prepare(loaded, tick)
+    for note in prepared.dataset.notes:
+        listener.note(f"note: {note}")
     run = open_run(loaded, prepared, folder, listener, stop, Store(folder, on_operation), overwrite)
     if _goes_on(run):
         run.state.finished = None

@@ -12,10 +12,11 @@ from ftune.data import split as splits
 from ftune.data.encode import Example, Report, encode_all
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
+from ftune.data.encode_tokens import encode_tokens
 from ftune.data.labelled import label_names
 from ftune.data.read import read_source
 from ftune.data.render import Renderer, template_columns
-from ftune.data.shape import Sample, detect_format, to_sample
+from ftune.data.shape import Sample, detect_format, named_columns, reach, reading_notes, to_sample
 from ftune.errors import DataError, RowProblem
 from ftune.objectives import Objective
 from ftune.quantities import is_share, parse_share
@@ -66,6 +67,7 @@ class Samples:
     duplicates: list[Sample]
     overlap: int
     guard: dict[str, list[Sample]]
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ class Dataset:
     """All splits of a recipe, encoded; `eval` and `test` are None where the recipe has none.
 
     `labels` are the names of a classification head's outputs, empty without one; `guard` has other rows by name, that
-    are scored before and after training.
+    are scored before and after training; `notes` say how the rows were read.
     """
 
     train: Split
@@ -88,6 +90,7 @@ class Dataset:
     template: str
     labels: tuple[str, ...] = ()
     guard: dict[str, Split] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -121,11 +124,10 @@ def read_samples(
     Raises:
         DataError: rows that cannot be read, by file and row.
     """
-    formats: list[str] = []
-    problems: list[RowProblem] = []
+    formats, notes, problems = list[str](), list[str](), list[RowProblem]()
 
     def read(blocks: list[Source]) -> list[Sample]:
-        return _read(data, blocks, folder, accepted, formats, problems, tick)
+        return _read(data, blocks, folder, accepted, formats, notes, problems, tick)
 
     train, test = read(sources(data.train)), read(sources(data.test))
     held = [] if is_share(data.eval) else read(sources(data.eval))
@@ -139,7 +141,7 @@ def read_samples(
     common = splits.overlap(train, [*held, *test])
     held = splits.subset(held, max_eval_rows, seed)
     guarded = {name: splits.subset(rows, max_eval_rows, seed) for name, rows in guarded.items()}
-    return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, common, guarded)
+    return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, common, guarded, tuple(notes))
 
 
 def _named(blocks: list[Source]) -> dict[str, Source]:
@@ -158,35 +160,39 @@ def _read(
     folder: Path,
     accepted: frozenset[str],
     formats: list[str],
+    notes: list[str],
     problems: list[RowProblem],
     tick: Tick,
 ) -> list[Sample]:
-    """Samples of the good rows; `formats` and `problems` grow."""
+    """Samples of the good rows; `formats`, `notes` and `problems` grow."""
     samples: list[Sample] = []
     shown = template_columns(data.template)
     for block in blocks:
         mapping = data.columns if block.columns is None else block.columns
         chosen: str = block.format or data.format
-        unseen = set(mapping.values())
+        unseen = named_columns(mapping)
+        fresh = True
         for count, row in enumerate(read_source(block, folder)):
             if count % 1000 == 0:
                 tick(f"reading {block.path}", count, 0)
             if isinstance(row, RowProblem):
                 problems.append(row)
                 continue
-            if chosen == "auto":
-                chosen = detect_format(list(row.values), mapping, row.file, accepted)
+            row = reach(row, mapping)
+            if fresh:
+                auto, fresh = chosen == "auto", False
+                chosen = detect_format(list(row.values), mapping, row.file, accepted) if auto else chosen
+                notes += reading_notes(row, chosen, mapping, auto=auto, shown=shown)
             unseen -= row.values.keys()
-            sample = to_sample(row, chosen, mapping, shown)
+            sample = to_sample(row, chosen, mapping, shown, data.roles)
             if isinstance(sample, Sample):
                 samples.append(sample if block.weight == 1 else replace(sample, weight=block.weight))
             else:
                 problems += sample
         formats.append(chosen)
         if unseen and not problems:  # an optional column: of any other, each row would have told
-            raise DataError(
-                f"{block.path}: no row has the columns that data.columns names: {', '.join(sorted(unseen))}."
-            )
+            names = ", ".join(sorted(unseen))
+            raise DataError(f"{block.path}: no row has the columns that data.columns names: {names}.")
     return samples
 
 
@@ -233,7 +239,7 @@ def build_data(
     train = _weighted(train, seed)
     template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
     kept = {name: split for name, split in guarded.items() if split is not None}
-    return Dataset(train, held, test, samples.formats, template, labels, kept)
+    return Dataset(train, held, test, samples.formats, template, labels, kept, samples.notes)
 
 
 @dataclass(frozen=True)
@@ -264,6 +270,11 @@ class Encoder:
         """
         data, kind = self.data, self.objective.encoding
         sizes: dict[str, Any] = {"max_length": self.max_length, "overlong": data.overlong, "tick": tick}
+        tokens = sum(bool(sample.ids) for sample in rows)
+        if 0 < tokens < len(rows):
+            raise DataError(f"{tokens} rows are tokens already and {len(rows) - tokens} are not. Use one kind.")
+        if tokens:
+            return encode_tokens(rows, self.renderer, **sizes)
         if kind == "next_token":
             return encode_all(rows, self.renderer, train_on=data.train_on, **sizes)
         if kind in ("row_labels", "token_labels"):

@@ -17,7 +17,18 @@ PACKAGE = ROOT / "ftune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"lookup", "quantities", "targets", "metrics", "layers", "quantisation", "int8", "virtual", "prefix_attention"},
+    {
+        "lookup",
+        "quantities",
+        "file_formats",
+        "targets",
+        "metrics",
+        "layers",
+        "quantisation",
+        "int8",
+        "virtual",
+        "prefix_attention",
+    },
     {"methods", "objectives"},
     {"recipe"},
     {"explain", "consistency", "yaml_file"},
