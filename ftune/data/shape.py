@@ -230,12 +230,12 @@ def _labelled(
 ) -> Sample | list[RowProblem]:
     """A text, a pair of texts or words with labels. Columns that a template shows need not be called `text`."""
     values = without_nan(row.values)
-    texts, problems = {}, []
+    texts, problems = dict[str, Any](), []
     for name in () if row_format == "token_labels" else ("text", "text_pair"):
         theirs = mapping.get(name, name)
         value = values.get(theirs)
         templated = shown and theirs not in row.values
-        texts[name] = value if value is not None else ""
+        texts[name] = "" if value is None and (name in OPTIONAL or templated) else value
         problem = None if templated else _field_problem(row, name, theirs, texts[name])
         problems += [] if problem is None else [problem]
     found = read_labels(row, row_format, {name: mapping.get(name, name) for name in COLUMNS[row_format]}, values)

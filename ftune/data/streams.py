@@ -72,13 +72,12 @@ class _Decompressed(io.RawIOBase):
         self.path, self.codec = path, codec
         self.given = 0
         self.fault: Damaged | None = None
-        self.file = path.open("rb")
         self.stream = self._start()
 
     def _start(self) -> Any:
         import pyarrow
 
-        self.file.seek(0)
+        self.file = self.path.open("rb")
         return pyarrow.CompressedInputStream(pyarrow.PythonFile(self.file, mode="r"), self.codec)
 
     def readable(self) -> bool:
@@ -105,6 +104,7 @@ class _Decompressed(io.RawIOBase):
     def _before_damage(self) -> bytes:
         import pyarrow
 
+        self.file.close()
         self.stream, found = self._start(), bytearray()
         left = self.given
         while left:
