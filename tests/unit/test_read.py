@@ -364,3 +364,33 @@ def test_hub_sets_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             list(read_source(Source(path="user/set"), tmp_path))
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_labels_of_a_hub_set_have_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As numbers they would be other labels than those of a file with names, and the model would know no names."""
+    import datasets
+
+    kinds = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": kinds, "tags": datasets.List(kinds)})
+    values = [{"text": "a", "label": 1, "tags": [0, 1]}, {"text": "b", "label": -1, "tags": []}]
+    table = datasets.Dataset.from_list(values, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    rows = [row.values for row in good(read_source(Source(path="user/set"), tmp_path))]
+    assert rows == [
+        {"text": "a", "label": "pos", "tags": ["neg", "pos"]}, {"text": "b", "label": None, "tags": []},
+    ]  # fmt: skip
+
+
+def test_a_hub_set_with_several_subsets_names_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise ValueError(
+            "Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']\nExample: x"
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError) as caught:
+        list(read_source(Source(path="user/set"), tmp_path))
+    expected = "data set 'user/set': has several subsets. Choose one with subset: ['main', 'socratic']."
+    assert str(caught.value) == expected
