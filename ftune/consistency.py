@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from ftune.errors import Problem, suggestion
-from ftune.quantities import is_share, parse_share
-from ftune.recipe import COLUMNS, Recipe, sources
+from ftune.file_formats import ENDINGS, TABLES, codec_of, ending_of
+from ftune.quantities import Slice, is_share, parse_share
+from ftune.recipe import COLUMNS, Recipe, Source, sources
 
 NO_EFFECT = "has no effect"
 _NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_every")
@@ -22,7 +23,7 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
     """Everything wrong between the keys of a recipe whose single values are all valid."""
     written = _written(recipe)
     checks = (
-        _axes, _method, _model, _data, _splitting, _text_rows, _packing, _evaluation, _generation, _batch,
+        _axes, _method, _model, _data, _sources, _splitting, _text_rows, _packing, _evaluation, _generation, _batch,
     )  # fmt: skip
     return [problem for check in checks for problem in check(recipe, written)]
 
@@ -78,9 +79,7 @@ def _model(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
 
 def _data(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     data = recipe.data
-    known = (
-        set(COLUMNS[data.format]) if data.format != "auto" else {name for names in COLUMNS.values() for name in names}
-    )
+    known = _columns_of({data.format, *(source.format or data.format for _, source in _blocks(recipe))})
     for column in sorted(set(data.columns) - known):
         yield Problem(f"data.columns.{column}", f"is no column of ours.{suggestion(column, known)}")
     for name in ("train", "test", "eval"):
@@ -111,8 +110,59 @@ def _splitting(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
                 yield Problem(f"data.{key}", f"{NO_EFFECT} without data.eval or data.test. Remove it.")
 
 
+def _columns_of(formats: set[str]) -> set[str]:
+    """Our names for the columns of these formats; `auto` may be any."""
+    return {name for known, names in COLUMNS.items() if known in formats or "auto" in formats for name in names}
+
+
+def _blocks(recipe: Recipe) -> Iterator[tuple[str, Source]]:
+    """Every source that is written as a block, with its dotted key."""
+    parts = {f"data.{name}": getattr(recipe.data, name) for name in ("train", "eval", "test")}
+    for key, value in (parts | {"eval.guard": recipe.eval.guard}).items():
+        if isinstance(value, list):
+            yield from ((f"{key}.{index}", item) for index, item in enumerate(value) if isinstance(item, Source))
+        elif isinstance(value, Source):
+            yield key, value
+
+
+def _sources(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    accepted = recipe.method.accepts(recipe.objective.formats)
+    for key, source in _blocks(recipe):
+        if accepted and source.format not in (None, "auto", *accepted):
+            works = ", ".join(sorted(accepted))
+            yield Problem(f"{key}.format", f"{source.format} rows do not fit here. Expected one of: {works}.")
+        known = _columns_of({source.format or recipe.data.format})
+        for column in sorted(set(source.columns or ()) - known):
+            yield Problem(f"{key}.columns.{column}", f"is no column of ours.{suggestion(column, known)}")
+        yield from _reading(key, source)
+
+
+def _reading(key: str, source: Source) -> Iterator[Problem]:
+    """Keys of a block that say how a file or a hub set is read, and could not be obeyed."""
+    ending = ENDINGS.get(ending_of(source.path))
+    looks_like_one = source.path.startswith((".", "/")) or any(mark in source.path for mark in "*?[")
+    file = bool(source.loader or source.file_format or ending or codec_of(source.path) or looks_like_one)
+    what = "a file" if file else "a set of the hub"
+    holds = "what a loader reads" if source.loader else source.file_format or ending or what
+    dead = {name: what for name in ("subset", "revision") if file}
+    dead |= {name: holds for name in ("header", "quoting") if holds not in TABLES and (ending or not looks_like_one)}
+    dead |= {"file_format": holds} if source.loader else {}
+    for name, why in dead.items():
+        if getattr(source, name) is not None:
+            yield Problem(f"{key}.{name}", f"{NO_EFFECT} on {why}. Remove it.")
+    if len(set(source.header or ())) < len(source.header or ()):
+        yield Problem(f"{key}.header", f"names a column twice: {', '.join(source.header or ())}.")
+    split = Slice.parse(source.split).name
+    if file and split not in ("", "train"):
+        hint = "Name the file of that split, or write a range alone, such as '[:400]'."
+        yield Problem(f"{key}.split", f"{what} has no split {split!r}. {hint}")
+
+
 def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     data = recipe.data
+    chat = {"auto", "chat"} & {data.format, *(source.format for _, source in _blocks(recipe))}
+    if data.roles and not chat:
+        yield Problem("data.roles", f"{NO_EFFECT} on format {data.format}, which has no roles. Remove it.")
     labelled = recipe.objective.encoding in ("row_labels", "token_labels")
     if labelled:
         yield from _labelled_rows(recipe, written)
@@ -124,6 +174,10 @@ def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
         if data.overlong == "truncate_prompt":
             message = "truncate_prompt needs a prompt; text rows have none. Use split, truncate or drop."
             yield Problem("data.overlong", message)
+    elif data.format == "tokens":
+        for key in ("data.template", "data.train_on"):
+            if key in written and getattr(data, key.removeprefix("data.")) is not None:
+                yield Problem(key, f"{NO_EFFECT} on format tokens, whose rows say it themselves. Remove it.")
     elif data.format != "auto" and data.overlong == "split":
         message = "split is for text rows: half an answer has no prompt. Use truncate_prompt or drop."
         yield Problem("data.overlong", message)

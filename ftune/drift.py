@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftune.data.read import fingerprint, locate
+from ftune.data.read import files_of, fingerprint
 from ftune.errors import ArtifactError, Problem, RecipeError
 from ftune.load import Loaded
 from ftune.quantities import is_share
@@ -125,7 +125,7 @@ def data_files(recipe: Recipe, folder: Path) -> dict[str, str]:
     parts += [] if is_share(recipe.data.eval) else [recipe.data.eval]
     for part in parts:
         for source in sources(part):
-            found.update(fingerprint([file.resolve() for file in locate(source, folder) or []]))
+            found.update(fingerprint([file.resolve() for file in files_of(source, folder)]))
     return found
 
 

@@ -63,12 +63,13 @@ class RecipeError(FtuneError, ValueError):
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One row that cannot be used: `file:row field: message`."""
+    """One row that cannot be used: `file:row field: message`. `ends`: nothing after it in the file could be read."""
 
     file: str
     row: int
     message: str
     field: str = ""
+    ends: bool = False
 
     def __str__(self) -> str:
         field = f" {self.field}" if self.field else ""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
+from ftune.file_formats import FileFormat
 from ftune.methods import Method
 from ftune.methods.full import Full
 from ftune.objectives import Objective
@@ -35,6 +36,18 @@ def _duration(value: Any) -> Any:
     return value
 
 
+def parse_loader(text: str) -> str:
+    """Check that `text` is `module:function`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    module, _, function = text.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"expected 'module:function', such as 'loaders:trees', received {text!r}")
+    return text
+
+
 PathText = Annotated[str, Field(min_length=1)]
 Share = Annotated[str, _checked(parse_share)]
 Cadence = Annotated[int, Field(ge=1)] | Share
@@ -42,20 +55,27 @@ Split = Annotated[str, _checked(Slice.parse)]
 
 Format = Literal[
     "auto", "text", "prompt_completion", "instruction", "chat", "pairs", "classification", "multi_label", "regression",
-    "token_labels",
+    "token_labels", "multiple_choice", "tokens",
 ]  # fmt: skip
+CHOICES = tuple(f"choice{i}" for i in range(10))
 COLUMNS = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion", "system"),
     "instruction": ("instruction", "input", "output", "system"),
-    "chat": ("messages",),
+    "chat": ("messages", "role", "content"),
     "pairs": ("source", "target"),
     "classification": ("text", "text_pair", "label"),
     "multi_label": ("text", "text_pair", "labels"),
     "regression": ("text", "text_pair", "label"),
     "token_labels": ("tokens", "tags"),
-}
+    "multiple_choice": (
+        "question", "context", "choices", *CHOICES, "answer", "answer_index", "answer_letter", "answer_text",
+    ),
+    "tokens": ("input_ids", "labels", "loss_mask"),
+}  # fmt: skip
 """Our names for the columns of each format; the first of them is always required."""
+MESSAGE_KEYS = frozenset({"role", "content"})
+"""Of these names, those of keys inside a message."""
 
 
 class Section(BaseModel):
@@ -86,7 +106,19 @@ class Source(Section):
     """One source of rows, when a path alone does not say enough."""
 
     path: PathText
-    """File, glob or hub id; files are relative to the recipe."""
+    """File, glob or hub id; files are relative to the recipe. With a `loader`, also a folder."""
+    loader: Annotated[str, _checked(parse_loader)] | None = None
+    """`module:function` of your own, called with the path, that yields one dict a row: for shapes that no format
+    covers. The module is a file beside the recipe, or installed."""
+    file_format: FileFormat | None = None
+    """What the file holds; null goes by its ending, of which `.gz` and `.zst` are taken off first. `lines` is one row
+    a line, in the column `text`; `txt` is one document a file."""
+    header: Annotated[list[str], Field(min_length=1)] | None = None
+    """Column names of a csv or tsv that has none: its first line is a row."""
+    quoting: bool | None = None
+    """Whether quotes enclose fields of a csv or tsv; if not, they are letters. Null: yes in csv, no in tsv."""
+    values: dict[str, str | int | float | bool] = {}
+    """Columns that have the same value in each row of this source: `{label: positive}`."""
     split: Split = "train"
     """Split of a hub set and a range of rows: `train`, `test[:400]`, `[10%:]`; files have the range only."""
     subset: str | None = None
@@ -129,7 +161,10 @@ class Data(Section):
     format: Format = "auto"
     """Row format; `auto` decides by column names where that is unambiguous, and prints its choice."""
     columns: dict[str, str] = {}
-    """Names of columns, ours to theirs: `{prompt: question, completion: answer}`."""
+    """Names of columns, ours to theirs: `{prompt: question, completion: answer}`. Dots lead inside:
+    `{source: translation.en}`. Of chats, `role` and `content` are keys of a message."""
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}
+    """Names of roles in chats, theirs to ours: `{customer: user, agent: assistant}`; the usual ones are known."""
     template: Annotated[str, Field(min_length=1)] | None = None
     """Jinja (sandboxed) that renders a prompt from the row's columns or, if it uses `messages`, a whole conversation.
     Null takes the tokenizer's chat template when it has one, else the text as it is."""

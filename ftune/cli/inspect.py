@@ -23,6 +23,7 @@ from ftune.cli.common import (
 
 if TYPE_CHECKING:
     from ftune.prepare import Prepared
+    from ftune.recipe import Recipe
 
 
 @guarded
@@ -40,7 +41,7 @@ def check_cli(
     loaded = load_recipe(recipe, tuple(set or ()))
     samples: Samples | None = None
     cache = Cache(cache_root(os.environ, Path.home()))
-    if not _uses_hub(loaded.recipe.data, loaded.folder):
+    if not _uses_hub(loaded.recipe, loaded.folder):
         samples = read_samples(
             loaded.recipe.data,
             loaded.folder,
@@ -52,6 +53,7 @@ def check_cli(
         )
     result: dict[str, Any] = {"recipe": str(recipe), "ok": True, "notes": [*loaded.notes, *cache.notes]}
     if samples is not None:
+        result["notes"] += samples.readings
         result |= {
             "rows": {"train": len(samples.train), "eval": len(samples.eval), "test": len(samples.test)},
             "formats": list(samples.formats),
@@ -63,7 +65,7 @@ def check_cli(
         print_json(result)
         return
     print(f"{recipe}: ok")
-    for note in (*loaded.notes, *cache.notes):
+    for note in result["notes"]:
         print(f"note: {note}")
     if samples is None:
         print("data: a hub set, not looked at")
@@ -79,13 +81,14 @@ def check_cli(
         print(f"data: {note}")
 
 
-def _uses_hub(data: Any, folder: Path) -> bool:
-    from ftune.data.read import locate
+def _uses_hub(recipe: Recipe, folder: Path) -> bool:
+    from ftune.data.read import uses_hub
     from ftune.quantities import is_share
     from ftune.recipe import sources
 
-    parts = [data.train, data.test] + ([] if is_share(data.eval) else [data.eval])
-    return any(locate(source, folder) is None for part in parts for source in sources(part))
+    data = recipe.data
+    parts = [data.train, data.test, list(recipe.eval.guard)] + ([] if is_share(data.eval) else [data.eval])
+    return any(uses_hub(sources(part), folder) for part in parts)
 
 
 @guarded
@@ -109,9 +112,9 @@ def plan_cli(
     with Screen(stop, quiet=quiet) as screen:
         prepared = prepare(loaded, screen.tick)
     if json:
-        print_json(_plan_json(prepared, loaded.notes))
+        print_json(_plan_json(prepared, (*loaded.notes, *prepared.dataset.notes)))
     else:
-        _print_plan(prepared, loaded.notes)
+        _print_plan(prepared, (*loaded.notes, *prepared.dataset.notes))
 
 
 def _plan_json(prepared: Prepared, notes: tuple[str, ...]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ftune.data.cache import Cache, code_version, key_of
 from ftune.data.encode import BAD_ROW, Encoded, Example, encode_rows
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
+from ftune.data.encode_tokens import encode_tokens
 from ftune.data.order import Mix
 from ftune.data.render import Renderer
 from ftune.data.samples import Samples, Tick, read_samples
@@ -112,10 +113,21 @@ class Encoder:
     labels: tuple[str, ...]
     encoder_decoder: bool
 
-    def encode(self, rows: Iterable[Sample], tick: Callable[[int], None], *, answered: bool) -> Iterator[Encoded]:
-        """What becomes of each of `rows`, in order; `answered` says whether they have answers or are plain text."""
+    def encode(
+        self, rows: Iterable[Sample], tick: Callable[[int], None], *, answered: bool, tokens: bool
+    ) -> Iterator[Encoded]:
+        """What becomes of each of `rows`, in order.
+
+        Args:
+            rows: of one source.
+            tick: hears of progress.
+            answered: whether rows have answers or are plain text.
+            tokens: whether they are tokens already.
+        """
         data, kind = self.data, self.objective.encoding
         sizes: dict[str, Any] = {"max_length": self.max_length, "overlong": data.overlong, "tick": tick}
+        if tokens:
+            return encode_tokens(rows, self.renderer, **sizes)
         if kind == "next_token":
             return encode_rows(rows, self.renderer, train_on=data.train_on, **sizes)
         if kind in ("row_labels", "token_labels"):
@@ -193,7 +205,8 @@ class TokenMaker:
                 def told(done: int) -> None:
                     self.tick(f"tokenising {name}", done, len(rows))
 
-                encoded = self.encoder.encode(Rows((table,), rows), told, answered=answered)
+                tokens = table.facts["format"] == "tokens"
+                encoded = self.encoder.encode(Rows((table,), rows), told, answered=answered, tokens=tokens)
                 facts = write_tokens(folder, rows, encoded)
                 told(len(rows))
                 return facts
@@ -248,7 +261,7 @@ def build_data(
     guarded = {name.removeprefix("guard "): split for name, split in found.items() if name.startswith("guard ")}
     return Dataset(
         found["train"], found.get("eval"), found.get("test"), samples.formats, template, labels, guarded,
-        cache.story, tuple(cache.notes),
+        cache.story, (*samples.readings, *cache.notes),
     )  # fmt: skip
 
 

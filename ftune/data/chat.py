@@ -25,20 +25,24 @@ class Turn:
     content: str
 
 
-def read_turns(row: Row, mapping: Mapping[str, str]) -> tuple[Turn, ...] | list[RowProblem]:
+def read_turns(
+    row: Row, mapping: Mapping[str, str], roles: Mapping[str, str] | None = None
+) -> tuple[Turn, ...] | list[RowProblem]:
     """The conversation of one row, or everything that is wrong with it.
 
     Args:
         row: as it was read.
-        mapping: our names to theirs.
+        mapping: our names to theirs, of columns and of the keys `role` and `content` of a message.
+        roles: their names of roles to ours, beside those of `ROLES`.
     """
+    known = {**ROLES, **(roles or {})}
     column = mapping.get("messages", "conversations" if "conversations" in row.values else "messages")
     messages = row.values.get(column)
     if column not in row.values:
         return [row.problem(f"is missing.{suggestion(column, row.values)} Map it with data.columns.", column)]
     if not isinstance(messages, list) or not messages:
         return [row.problem(f"expected a list of messages, received {short(messages)}.", column)]
-    turns = [_turn(row, message, f"{column}[{index}]") for index, message in enumerate(messages)]
+    turns = [_turn(row, message, f"{column}[{index}]", mapping, known) for index, message in enumerate(messages)]
     problems = [turn for turn in turns if isinstance(turn, RowProblem)]
     good = tuple(turn for turn in turns if isinstance(turn, Turn))
     if not problems and not any(turn.role == "assistant" for turn in good):
@@ -46,19 +50,24 @@ def read_turns(row: Row, mapping: Mapping[str, str]) -> tuple[Turn, ...] | list[
     return problems or good
 
 
-def _turn(row: Row, message: Any, place: str) -> Turn | RowProblem:
-    """One message, of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
+def _turn(
+    row: Row, message: Any, place: str, mapping: Mapping[str, str], roles: Mapping[str, Any]
+) -> Turn | RowProblem:
+    """One message, of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`), unless the mapping says otherwise."""
     if not isinstance(message, dict):
         return row.problem(f"expected an object, received {short(message)}.", place)
     openai = message.get("role") is not None or "from" not in message
     whose, what = ("role", "content") if openai else ("from", "value")
+    whose, what = mapping.get("role", whose), mapping.get("content", what)
     role, content = message.get(whose), message.get(what)
     if not isinstance(role, str):
         return row.problem(f"expected text, received {short(role)}.", f"{place}.{whose}")
-    if role not in ROLES:
-        return row.problem(f"unknown role {role[:80]!r}.{suggestion(role, ROLES)}", f"{place}.{whose}")
+    if role not in roles:
+        hint = suggestion(role, roles)
+        hint += "" if "Did you mean" in hint else " Map it with data.roles."
+        return row.problem(f"unknown role {role[:80]!r}.{hint}", f"{place}.{whose}")
     if not isinstance(content, str):
         return row.problem(f"expected text, received {short(content)}.", f"{place}.{what}")
-    if not content.strip() and ROLES[role] == "assistant":
+    if not content.strip() and roles[role] == "assistant":
         return row.problem("is empty.", f"{place}.{what}")
-    return Turn(ROLES[role], content)
+    return Turn(roles[role], content)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -85,6 +85,13 @@ class Encoded(NamedTuple):
     lost: int = 0
 
 
+class Spelling(Protocol):
+    """Knows what tokens spell."""
+
+    def num_bytes(self, ids: np.ndarray, first: int, last: int) -> int:
+        """UTF-8 bytes that tokens `first` to `last - 1`, with these ids, add to those before them."""
+
+
 class Tokens(NamedTuple):
     """One row before it is cut to size.
 
@@ -100,7 +107,7 @@ class Tokens(NamedTuple):
     is_target: np.ndarray
     front: int
     merges: bool
-    spelled: Spelled
+    spelled: Spelling
     shift: int
 
 
@@ -191,7 +198,7 @@ def encode_rows(
                 continue
             spelled = Spelled(item.text, encodings[0], None if item.special else silent)
             tokens = _with_ends(item, renderer, spelled, bos, eos)
-            yield _fit(sample, tokens, max_length, overlong or ("error" if sample.turns else "split"))
+            yield fitted(sample, tokens, max_length, overlong or ("error" if sample.turns else "split"))
 
 
 def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled, bos: int | None, eos: int | None) -> Tokens:
@@ -217,7 +224,7 @@ def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled, bos: int | 
     )
 
 
-def _fit(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) -> Encoded:
+def fitted(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) -> Encoded:
     """Apply the overlong policy."""
     length = len(tokens.ids)
     if length <= max_length:

@@ -54,7 +54,7 @@ def read_labels(
         return (
             [row.problem(f"expected a number, received {short(value)}.", theirs)] if number is None else Labels(number)
         )
-    names = _names(value)
+    names = None if value is None and row_format == "token_labels" else _names(value)
     if names is None:
         return [row.problem(f"expected a list of labels, received {short(value)}.", theirs)]
     if row_format == "multi_label":
@@ -63,7 +63,9 @@ def read_labels(
 
 
 def _tagged(row: Row, column: str, values: Mapping[str, Any], tags: tuple[str, ...]) -> Labels | list[RowProblem]:
-    words = values.get(column)
+    if column not in values:
+        return [row.problem(f"is missing.{suggestion(column, values)} Map it with data.columns.", column)]
+    words = values[column]
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
         return [row.problem(f"expected a list of words, received {short(words)}.", column)]
     if len(words) != len(tags):

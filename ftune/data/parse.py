@@ -1,93 +1,150 @@
 """File formats: a file becomes numbered rows, or numbered complaints about what is no row.
 
-txt and md are one document a file, jsonl has one object a line, json is a list of objects, csv and tsv begin with a
-header line, conll and bio have a word and its tag a line and an empty line after each sentence. Numbers are physical
-lines, counted from 1; of parquet and json, rows.
+txt is one document a file, lines one row a line, jsonl one object a line, json a list of objects (or an object of
+objects). Tables are in `parse_tables`, parquet and arrow in `parse_columnar`. Numbers are physical lines, counted from
+1; of json, parquet and arrow, rows. Of json and txt the whole file is in memory, of all others a few rows.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Item = tuple[int, dict[str, Any] | str]
-"""A number with the row's values, or with what is wrong there."""
-_BETWEEN = re.compile(r"[\s,]*")
+from ftune.data import parse_columnar, parse_tables
+from ftune.data.streams import Damaged, Fault, Item, Lines, not_utf8, open_bytes
+from ftune.file_formats import FileFormat
+
+_BETWEEN = re.compile(r"[\s,:]*")
 
 
-def parse(path: Path) -> Iterator[Item]:
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read.
+
+    Args:
+        file_format: what it holds.
+        codec: how it is compressed; None if it is not.
+        header: names of a table's columns, if its first line is a row already.
+        quoting: whether quotes enclose fields of a table; None leaves it to the file format.
+    """
+
+    file_format: FileFormat
+    codec: str | None = None
+    header: tuple[str, ...] | None = None
+    quoting: bool | None = None
+
+
+def parse(path: Path, reading: Reading) -> Iterator[Item]:
     """All rows of one file, and everything in it that is no row.
 
     Raises:
         OSError: it cannot be read.
     """
-    ending = path.suffix.lower()
-    if ending == ".parquet":
-        return _parquet(path)
-    if ending == ".jsonl":
-        return _jsonl(path)
-    return _decoded(path, _WHOLE.get(ending, _document))
+    if reading.file_format in parse_columnar.FORMATS:
+        yield from parse_columnar.rows(path, reading.file_format, reading.codec)
+        return
+    with open_bytes(path, reading.codec) as stream:
+        lines = Lines(stream)
+        try:
+            yield from _rows(lines, reading)
+        except Damaged as error:
+            cut = "Truncated" in str(error)
+            what = "is cut off here" if cut else f"is damaged here ({error})"
+            message = f"{what}: nothing from this line on can be decompressed. Get the file anew."
+            yield lines.number + 1, Fault(message, ends=True)
 
 
-def _decoded(path: Path, rows: Callable[[str], Iterator[Item]]) -> Iterator[Item]:
-    raw = path.read_bytes()
+def _rows(lines: Lines, reading: Reading) -> Iterator[Item]:
+    if reading.file_format in ("csv", "tsv"):
+        quoting = reading.file_format == "csv" if reading.quoting is None else reading.quoting
+        delimiter = "," if reading.file_format == "csv" else "\t"
+        return parse_tables.table(lines, delimiter, quoting=quoting, header=reading.header)
+    if reading.file_format == "conll":
+        return parse_tables.sentences(lines)
+    if reading.file_format == "lines":
+        return _texts(lines)
+    if reading.file_format == "jsonl":
+        return _jsonl(lines)
+    return _decoded(lines, _json if reading.file_format == "json" else _document)
+
+
+def _decoded(lines: Lines, rows: Callable[[str], Iterator[Item]]) -> Iterator[Item]:
+    raw = lines.stream.read()
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield raw[: error.start].count(b"\n") + 1, _not_utf8(raw[error.start])
+        yield error.object[: error.start].count(b"\n") + 1, not_utf8(error.object[error.start], ends=True)
         return
     yield from rows(text)
-
-
-def _not_utf8(byte: int) -> str:
-    return f"is not UTF-8 text (byte 0x{byte:02x}). Save the file as UTF-8."
 
 
 def _document(text: str) -> Iterator[Item]:
     yield 1, {"text": text.replace("\r\n", "\n")}
 
 
-def _jsonl(path: Path) -> Iterator[Item]:
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
-            except UnicodeDecodeError as error:
-                yield number, _not_utf8(raw[error.start])
-                continue
-            if not text:
-                continue
-            try:
-                values = _loads(text)
-            except json.JSONDecodeError as error:
-                yield number, f"is not valid JSON: {_where(error)}. Expected one object a line."
-            except ValueError as error:
-                yield number, f"is not valid JSON: {error}. Expected one object a line."
-            else:
-                yield number, _object(values)
+def _texts(lines: Lines) -> Iterator[Item]:
+    for line in lines.text():
+        text = line.rstrip("\r\n")
+        if text.strip():
+            yield lines.number, lines.fault(lines.number) or {"text": text}
+
+
+def _jsonl(lines: Lines) -> Iterator[Item]:
+    for raw in lines.raw():
+        number = lines.number
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
+        except UnicodeDecodeError as error:
+            yield number, not_utf8(error.object[error.start])
+            continue
+        if not text:
+            continue
+        try:
+            values = loads(text)
+        except json.JSONDecodeError as error:
+            yield number, Fault(f"is not valid JSON: {_where(error)}. Expected one object a line.")
+        except ValueError as error:
+            yield number, Fault(f"is not valid JSON: {error}. Expected one object a line.")
+        else:
+            yield number, _object(values)
 
 
 def _json(text: str) -> Iterator[Item]:
     try:
-        values = _loads(text)
+        values = loads(text)
     except json.JSONDecodeError as error:
         hint = " One object a line is .jsonl." if error.msg == "Extra data" else ""
-        yield error.lineno, f"is not valid JSON: {_where(error)}.{hint}"
+        yield error.lineno, Fault(f"is not valid JSON: {_where(error)}.{hint}", ends=True)
         return
     except ValueError as error:
-        yield _refused_row(text), f"is not valid JSON: {error}."
+        yield _refused_row(text), Fault(f"is not valid JSON: {error}.", ends=True)
         return
-    if not isinstance(values, list):
-        yield 1, f"expected a list of objects, received {_kind(values)}."
+    rows = _listed(values)
+    if rows is None:
+        expected = "a list of objects, an object of objects, or an object with one list of objects"
+        yield 1, Fault(f"expected {expected}, received {_kind(values)}.", ends=True)
         return
-    for number, value in enumerate(values, start=1):
+    for number, value in enumerate(rows, start=1):
         yield number, _object(value)
+
+
+def _listed(values: Any) -> list[Any] | None:
+    """The rows that a JSON file holds: its list; the list inside an object; an object's objects, with their keys."""
+    if isinstance(values, list):
+        return values
+    if not isinstance(values, dict):
+        return None
+    lists = [value for value in values.values() if isinstance(value, list) and any(isinstance(v, dict) for v in value)]
+    if len(lists) == 1:
+        return lists[0]
+    objects = sum(isinstance(value, dict) for value in values.values())
+    if lists or 2 * objects <= len(values):
+        return None
+    return [{"key": key, **value} if isinstance(value, dict) else value for key, value in values.items()]
 
 
 def _where(error: json.JSONDecodeError) -> str:
@@ -95,17 +152,26 @@ def _where(error: json.JSONDecodeError) -> str:
 
 
 def _refused_row(text: str) -> int:
-    """Number of the first element that breaks one of our own rules, for which json itself has no place."""
-    if not text.lstrip().startswith("["):
+    """Number of the first row that breaks one of our own rules, for which json itself has no place."""
+    text = text.lstrip()
+    if not text.startswith(("[", "{")):
         return 1
-    decoder, position, number = json.JSONDecoder(), text.index("[") + 1, 1
+    decoder, keys, position, number = json.JSONDecoder(), set[str](), 1, 1
     while True:
         start = _between(text, position)
         try:
+            if text[0] == "{":
+                key, position = decoder.raw_decode(text, start)
+                loads(text[start:position])
+                if key in keys:
+                    return number
+                keys.add(key)
+                start = _between(text, position)
             _, position = decoder.raw_decode(text, start)
-            _loads(text[start:position])
+            loads(text[start:position])
         except (ValueError, RecursionError):
-            return number
+            inside = text[0] == "{" and text[start : start + 1] == "["
+            return _refused_row(text[start:]) if inside else number
         number += 1
 
 
@@ -114,8 +180,12 @@ def _between(text: str, position: int) -> int:
     return position if found is None else found.end()
 
 
-def _loads(text: str) -> Any:
-    """JSON without its traps: a repeated key, NaN and lone surrogates are errors."""
+def loads(text: str) -> Any:
+    """JSON without its traps: a repeated key, NaN and lone surrogates are errors.
+
+    Raises:
+        ValueError: it is no JSON, or has one of these.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -139,92 +209,10 @@ def _loads(text: str) -> Any:
     return values
 
 
-def _object(values: Any) -> dict[str, Any] | str:
-    return values if isinstance(values, dict) else f"expected an object, received {_kind(values)}."
+def _object(values: Any) -> dict[str, Any] | Fault:
+    return values if isinstance(values, dict) else Fault(f"expected an object, received {_kind(values)}.")
 
 
 def _kind(value: Any) -> str:
     names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
     return "null" if value is None else names[type(value)]
-
-
-def _table(text: str, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Item]:
-    """Rows of a csv (quoted fields) or tsv (quotes are letters); a row is named by its first line."""
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # by default no document above 128 KiB fits a field
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    header: list[str] | None = None
-    first_line = 1
-    while True:
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield first_line, f"is not a valid row: {error}."
-            return
-        if fields and header is None:
-            header = fields
-            if len(set(header)) < len(header):
-                yield first_line, f"the header names a column twice: {', '.join(header)}."
-                return
-        elif fields and header is not None:
-            if len(fields) == len(header):
-                yield first_line, dict(zip(header, fields, strict=True))
-            else:
-                yield first_line, f"expected {len(header)} fields ({', '.join(header)}), received {len(fields)}."
-        first_line = reader.line_num + 1
-
-
-def _sentences(text: str) -> Iterator[Item]:
-    """First column the word, last column its tag, as in the CoNLL shared tasks."""
-    first, tokens, tags = 0, list[str](), list[str]()
-    for number, line in enumerate([*text.splitlines(), ""], start=1):
-        columns = line.split("\t") if "\t" in line.strip() else line.split()
-        if not line.strip() or line.startswith("-DOCSTART-"):
-            if tokens:
-                yield first, {"tokens": tokens, "tags": tags}
-            tokens, tags = [], []
-        elif len(columns) < 2 or not columns[0].strip() or not columns[-1].strip():
-            yield number, f"expected a word and a tag, received {line[:80]!r}."
-        else:
-            first = number if not tokens else first
-            tokens.append(columns[0].strip())
-            tags.append(columns[-1].strip())
-
-
-def _parquet(path: Path) -> Iterator[Item]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        if len(set(names)) < len(names):
-            yield 1, f"the header names a column twice: {', '.join(names)}."
-            return
-        for batch in file.iter_batches(batch_size=1024):
-            for index in range(batch.num_rows):
-                number += 1
-                yield number, _parquet_row(batch.slice(index, 1))
-    except (pyarrow.ArrowException, OSError) as error:
-        yield number + 1, f"is not readable parquet: {str(error).splitlines()[0].rstrip('.')}."
-
-
-def _parquet_row(batch: Any) -> dict[str, Any] | str:
-    try:
-        values: dict[str, Any] = batch.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return _not_utf8(error.object[error.start])
-    except (ValueError, OverflowError) as error:  # such as a date beyond what Python knows
-        return f"holds a value that cannot be read: {error}."
-    return values
-
-
-_WHOLE: dict[str, Callable[[str], Iterator[Item]]] = {
-    ".json": _json,
-    ".csv": functools.partial(_table, delimiter=",", quoting=csv.QUOTE_MINIMAL),
-    ".tsv": functools.partial(_table, delimiter="\t", quoting=csv.QUOTE_NONE),
-    ".conll": _sentences,
-    ".bio": _sentences,
-}

@@ -15,9 +15,9 @@ from typing import Any
 from ftune.data import hygiene
 from ftune.data.cache import Cache, code_version, key_of
 from ftune.data.leakage import Leaks
-from ftune.data.read import locate, named, read_source
+from ftune.data.read import files_of, locate, named, read_source
 from ftune.data.render import template_columns
-from ftune.data.shape import Sample, detect_format, to_sample
+from ftune.data.shape import Sample, detect_format, named_columns, reach, reading_notes, to_sample
 from ftune.data.split import cut_document, group_problem
 from ftune.data.table import Rows, SampleTable, TableWriter
 from ftune.errors import DataError, RowProblem
@@ -45,6 +45,7 @@ class Samples:
         leaks: what train, eval and test share.
         leaked: training rows that were left out for it.
         notes: what else a user should know.
+        readings: how rows were read.
         bad_rows: rows that were skipped, by split.
         skipped: the first of them, for people.
         held: how many rows were held out, of which `eval` may be a part.
@@ -59,6 +60,7 @@ class Samples:
     leaks: Leaks
     leaked: Rows
     notes: list[str]
+    readings: list[str]
     guard: dict[str, Rows]
     bad_rows: dict[str, int]
     skipped: dict[str, list[RowProblem]]
@@ -81,22 +83,24 @@ class _Reader:
     cache: Cache
     tick: Tick
     formats: list[str] = field(default_factory=list)
+    readings: list[str] = field(default_factory=list)
     keys: dict[SampleTable, str | None] = field(default_factory=dict)
 
     def table(self, block: Source, group_by: str | None) -> SampleTable:
         """The rows of one source, from the cache or its files, in groups by a column."""
         files = locate(block, self.folder)
         named = [str(file) for file in files or []]
-        key = self._key(block, files, group_by)
+        key = self._key(block, None if files is None else files_of(block, self.folder), group_by)
 
         def write(folder: Path) -> dict[str, Any]:
             with TableWriter(folder, group_by) as writer:
                 found = self._write(block, writer, group_by)
-            return {**writer.facts(named), "format": found}
+            return {**writer.facts(named), **found}
 
         entry = self.cache.entry("rows", key, write, lambda: self.tick("waiting for another process", 0, 0))
         table = SampleTable(entry, named)
         self.formats.append(table.facts["format"])
+        self.readings.extend(f"{block.path}: {note}" for note in table.facts["readings"])
         self.keys[table] = key
         return table
 
@@ -115,15 +119,16 @@ class _Reader:
             "accepted": sorted(self.accepted),
         })  # fmt: skip
 
-    def _write(self, block: Source, writer: TableWriter, group_by: str | None) -> str:
-        """All rows of a source; returns their format.
+    def _write(self, block: Source, writer: TableWriter, group_by: str | None) -> dict[str, Any]:
+        """All rows of a source; returns their format, and how they were read.
 
         Raises:
             DataError: a column is named that no row has.
         """
         mapping = self.data.columns if block.columns is None else block.columns
         chosen: str = block.format or self.data.format
-        shown, unseen, bad = template_columns(self.data.template), set(mapping.values()), 0
+        shown, unseen, bad = template_columns(self.data.template), named_columns(mapping), 0
+        readings: list[str] | None = None
         for count, row in enumerate(read_source(block, self.folder)):
             if count % 1000 == 0:
                 self.tick(f"reading {block.path}", count, 0)
@@ -131,10 +136,13 @@ class _Reader:
                 writer.refuse([row])
                 bad += 1
                 continue
-            if chosen == "auto":
-                chosen = detect_format(list(row.values), mapping, row.file, self.accepted)
+            row = reach(row, mapping)
+            if readings is None:
+                auto = chosen == "auto"
+                chosen = detect_format(list(row.values), mapping, row.file, self.accepted) if auto else chosen
+                readings = reading_notes(row, chosen, mapping, auto=auto, shown=shown)
             unseen -= row.values.keys()
-            sample = to_sample(row, chosen, mapping, shown)
+            sample = to_sample(row, chosen, mapping, shown, self.data.roles)
             problem = group_problem(row, group_by)
             if isinstance(sample, Sample) and problem is None:
                 writer.add(sample)
@@ -146,7 +154,7 @@ class _Reader:
             raise DataError(
                 f"{block.path}: no row has the columns that data.columns names: {', '.join(sorted(unseen))}."
             )
-        return chosen
+        return {"format": chosen, "readings": readings or []}
 
     def cut(self, table: SampleTable, share: float) -> SampleTable:
         """A table of a single document in two parts, the second to be held out."""
@@ -158,7 +166,7 @@ class _Reader:
             with TableWriter(folder) as writer:
                 for part in cut_document(table[0], share):
                     writer.add(part)
-            return {**writer.facts(named), "format": table.facts["format"]}
+            return {**writer.facts(named), "format": table.facts["format"], "readings": []}
 
         parts = SampleTable(self.cache.entry("rows", key, write, lambda: self.tick("waiting", 0, 0)), named)
         self.keys[parts] = key
@@ -215,6 +223,7 @@ def read_samples(
         leaks=leaks,
         leaked=leaked,
         notes=notes,
+        readings=list(dict.fromkeys(reader.readings)),
         guard={name.removeprefix("guard "): hygiene.drawn(rows[name], max_eval_rows, seed) for name in guards},
         bad_rows={name: sum(table.facts["bad_rows"] for table in each) for name, each in tables.items()},
         skipped={name: [one for table in each for one in table.problems] for name, each in tables.items()},

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftune.data.chat import Turn, read_turns
+from ftune.data.choices import Choices, read_choices
 from ftune.data.labelled import LABELLED, read_labels
 from ftune.data.read import Row, short
+from ftune.data.token_rows import Given, read_tokens
 from ftune.errors import DataError, RowProblem, suggestion
-from ftune.recipe import COLUMNS
+from ftune.recipe import COLUMNS, MESSAGE_KEYS
 
 OPTIONAL = {"system", "input", "text_pair"}
 SIGNATURES = {
@@ -27,8 +29,14 @@ SIGNATURES = {
     "multi_label": [{"text", "labels"}],
     "regression": [{"text", "label"}],
     "token_labels": [{"tokens", "tags"}],
+    "multiple_choice": [{"question", "choices"}, {"question", "choice0", "choice1"}],
+    "tokens": [{"input_ids"}],
 }
 """Columns that give a format away."""
+TELLING = frozenset(name for names in COLUMNS.values() for name in names) | {
+    "audio", "chosen", "functions", "history", "image", "images", "rejected", "tools",
+}  # fmt: skip
+"""Columns that look as if they mean something; where a format does not read one, that is said."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,9 @@ class Sample:
         text_pair: a second text that the label belongs to as well.
         label: the label, all labels, or the number, as the row has it; the tags of token_labels.
         words: of token_labels.
+        choices: of multiple_choice, whose turns are the question and the letter of the right one.
+        ids: token ids of format tokens.
+        learned: which of them are to be learned.
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
     """
@@ -52,13 +63,16 @@ class Sample:
     text_pair: str = ""
     label: str | tuple[str, ...] | float | None = None
     words: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    learned: tuple[bool, ...] = ()
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
         """Rows of one group stay on one side of a split: same first question, or same document."""
-        own = " ".join(self.words) or f"{self.text} {self.text_pair}"
+        own = " ".join(self.words) or " ".join(map(str, self.ids)) or f"{self.text} {self.text_pair}"
         first = next((turn.content for turn in self.turns if turn.role == "user"), own)
         return " ".join(first.split())
 
@@ -71,6 +85,8 @@ class Sample:
             self.text_pair,
             self.label,
             self.words,
+            self.ids,
+            self.learned,
             *turns,
             *(repr((self.fields or {}).get(name)) for name in self.shown),
         )
@@ -101,8 +117,50 @@ def detect_format(columns: list[str], mapping: Mapping[str, str], file: str, acc
     )
 
 
+def named_columns(mapping: Mapping[str, str]) -> set[str]:
+    """The columns that a mapping names; keys of a message are none."""
+    return {theirs for name, theirs in mapping.items() if name not in MESSAGE_KEYS}
+
+
+def reach(row: Row, mapping: Mapping[str, str]) -> Row:
+    """The row with every value that the mapping names from inside another, such as `translation.en`."""
+    found = {}
+    for name in named_columns(mapping) - row.values.keys():
+        value: Any = row.values
+        for part in name.split("."):
+            if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+                value = value[int(part)]
+            elif isinstance(value, Mapping) and part in value:
+                value = value[part]
+            else:
+                break
+        else:
+            found[name] = value
+    return Row(row.file, row.number, {**row.values, **found}) if found else row
+
+
+def reading_notes(
+    row: Row, row_format: str, mapping: Mapping[str, str], *, auto: bool, shown: tuple[str, ...]
+) -> list[str]:
+    """What to say of how the rows of a source are read, of which `row` is the first.
+
+    That is a format that was detected (`auto`), and columns that look as if they meant something and are not read.
+    """
+    ours = {mapping.get(name, name) for name in COLUMNS[row_format] if name not in MESSAGE_KEYS} | {*shown}
+    ours |= {"conversations"} if row_format == "chat" else set()
+    read = [name for name in row.values if name in ours]
+    ignored = [name for name in row.values if name in TELLING - ours - {"text"}]
+    parts = [f"format {row_format}, as its columns say ({', '.join(read)})"] if auto else []
+    parts += [f"format {row_format} does not read {', '.join(ignored)}"] if ignored else []
+    return [f"{'; '.join(parts)}."] if parts else []
+
+
 def to_sample(
-    row: Row, row_format: str, mapping: Mapping[str, str], shown: tuple[str, ...] = ()
+    row: Row,
+    row_format: str,
+    mapping: Mapping[str, str],
+    shown: tuple[str, ...] = (),
+    roles: Mapping[str, str] | None = None,
 ) -> Sample | list[RowProblem]:
     """Read one row as `row_format`, or say everything that is wrong with it.
 
@@ -111,15 +169,22 @@ def to_sample(
         row_format: the name of a format.
         mapping: our names to theirs.
         shown: columns that the template shows.
+        roles: names of roles in chats, theirs to ours.
     """
+    row = reach(row, mapping)
     if row_format == "chat":
-        turns = read_turns(row, mapping)
+        turns = read_turns(row, mapping, roles or {})
         return (
             turns if isinstance(turns, list) else Sample(row, turns=turns, fields=without_nan(row.values), shown=shown)
         )
     if row_format in LABELLED:
         return _labelled(row, row_format, mapping, shown)
+    if row_format == "multiple_choice":
+        return _chosen(row, mapping, shown)
     values = without_nan(row.values)
+    if row_format == "tokens":
+        given = read_tokens(row, mapping, values)
+        return Sample(row, ids=given.ids, learned=given.learned) if isinstance(given, Given) else given
     fields = dict(values)
     problems = []
     for name in COLUMNS[row_format]:
@@ -145,17 +210,30 @@ def to_sample(
     return Sample(row, turns=(*system, *turns), fields=fields, shown=shown)
 
 
+def _chosen(row: Row, mapping: Mapping[str, str], shown: tuple[str, ...]) -> Sample | list[RowProblem]:
+    """A question with its lettered choices; templates see the choices as a list, and the letter of the right one."""
+    values = without_nan(row.values)
+    found = read_choices(row, mapping, values)
+    if not isinstance(found, Choices):
+        return found
+    turns = (Turn("user", found.prompt), Turn("assistant", found.answer))
+    context = values.get(mapping.get("context", "context"))
+    ours = {"context": context, "choices": list(found.choices), "answer": found.answer}
+    fields = {**values, "question": values[mapping.get("question", "question")], **ours}
+    return Sample(row, turns=turns, choices=found.choices, fields=fields, shown=shown)
+
+
 def _labelled(
     row: Row, row_format: str, mapping: Mapping[str, str], shown: tuple[str, ...]
 ) -> Sample | list[RowProblem]:
     """A text, a pair of texts or words with labels. Columns that a template shows need not be called `text`."""
     values = without_nan(row.values)
-    texts, problems = {}, []
+    texts, problems = dict[str, Any](), []
     for name in () if row_format == "token_labels" else ("text", "text_pair"):
         theirs = mapping.get(name, name)
         value = values.get(theirs)
         templated = shown and theirs not in row.values
-        texts[name] = value if value is not None else ""
+        texts[name] = "" if value is None and (name in OPTIONAL or templated) else value
         problem = None if templated else _field_problem(row, name, theirs, texts[name])
         problems += [] if problem is None else [problem]
     found = read_labels(row, row_format, {name: mapping.get(name, name) for name in COLUMNS[row_format]}, values)

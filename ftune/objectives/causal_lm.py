@@ -31,7 +31,7 @@ class CausalLM(Objective):
     @property
     def formats(self) -> frozenset[str]:
         """Plain text, and anything with an answer."""
-        return frozenset({"text", "prompt_completion", "instruction", "chat", "pairs"})
+        return frozenset({"text", "prompt_completion", "instruction", "chat", "pairs", "multiple_choice", "tokens"})
 
     @property
     def forward_metrics(self) -> tuple[str, ...]:

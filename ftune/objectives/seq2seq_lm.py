@@ -47,7 +47,7 @@ class Seq2SeqLM(Objective):
     @property
     def formats(self) -> frozenset[str]:
         """Anything with an answer, and plain text to take spans out of."""
-        return frozenset({"text", "prompt_completion", "instruction", "pairs"})
+        return frozenset({"text", "prompt_completion", "instruction", "pairs", "multiple_choice"})
 
     @property
     def forward_metrics(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pytest
 from tiny_tokenizers import TOKENIZERS, byte_tokenizer
 
 from ftune import builtin
-from ftune.data.build import Encoder, encode_split
+from ftune.data.build import Encoder, build_data, encode_split
 from ftune.data.cache import Cache
 from ftune.data.labelled import label_names
 from ftune.data.render import Renderer
@@ -227,3 +227,41 @@ def test_real_sets(tmp_path: Path) -> None:
     assert len(tags.train) == 3394 and len(tags.labels) == 13
     bank = read(tmp_path, SINGLE, train=str(REAL / "banking77" / "train.csv"), columns={"label": "category"})
     assert len(bank.train) == 10003 and len(bank.labels) == 77
+
+
+@pytest.mark.parametrize(
+    ("objective", "known", "unknown"),
+    [
+        (SINGLE, {"text": "x", "label": "spam"}, {"text": "x", "label": "spma"}),
+        (MULTI, {"text": "x", "labels": ["spam"]}, {"text": "x", "labels": ["spam", "spma"]}),
+        (TAGS, {"tokens": ["x"], "tags": ["spam"]}, {"tokens": ["x", "y"], "tags": ["spam", "spma"]}),
+    ],
+    ids=["one", "several", "tags"],
+)
+def test_unknown_labels_of_eval_and_test_are_named_together(
+    tmp_path: Path, objective: Objective, known: dict[str, Any], unknown: dict[str, Any]
+) -> None:
+    jsonl(tmp_path / "train.jsonl", [known])
+    jsonl(tmp_path / "eval.jsonl", [known, unknown])
+    jsonl(tmp_path / "test.jsonl", [unknown, known, unknown])
+    data = Data(train="train.jsonl", eval="eval.jsonl", test="test.jsonl")
+    with pytest.raises(DataError) as caught:
+        build_data(
+            data, tmp_path, Renderer(byte_tokenizer(), None), objective, accepted=objective.formats, guard=[],
+            max_length=99, seed=0, max_eval_rows=None, encoder_decoder=False, tick=lambda *_: None,
+        )  # fmt: skip
+    places = [(Path(problem.file).name, problem.row) for problem in caught.value.problems]
+    assert places == [("eval.jsonl", 2), ("test.jsonl", 1), ("test.jsonl", 3)]
+    assert all("'spma' is in no training row. Did you mean 'spam'?" in p.message for p in caught.value.problems)
+
+
+def test_columns_that_are_missing_are_not_called_null(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", [{"tags": ["O"], "words": ["x"]}])
+    with pytest.raises(DataError, match="a.jsonl:1 tokens: is missing. Known: tags, words. Map it with data.columns."):
+        read(tmp_path, TAGS, train="a.jsonl", format="token_labels")
+    jsonl(tmp_path / "b.jsonl", [{"tokens": ["x"], "tags": None}])
+    with pytest.raises(DataError, match="b.jsonl:1 tags: expected a list of labels, received null."):
+        read(tmp_path, TAGS, train="b.jsonl")
+    jsonl(tmp_path / "c.jsonl", [{"text": None, "label": "x"}])
+    with pytest.raises(DataError, match="c.jsonl:1 text: expected text, received null."):
+        read(tmp_path, SINGLE, train="c.jsonl")

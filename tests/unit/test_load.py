@@ -58,12 +58,14 @@ method:
 data:
   train:
   - a.jsonl
-  - {path: b.jsonl, split: "[:400]", subset: main, revision: main, format: instruction, columns: {output: answer},
-     weight: 0.5}
+  - {path: org/b, split: "[:400]", subset: main, revision: main, format: instruction, columns: {output: answer},
+     weight: 0.5, loader: null, file_format: null, header: null, quoting: null, values: {k: v}}
   eval: 5%
-  test: {path: org/set, split: "test[:10%]", subset: null, revision: null, format: null, columns: null, weight: 1}
+  test: {path: org/set, split: "test[:10%]", subset: null, revision: null, format: null, columns: null, weight: 1,
+         loader: null, file_format: null, header: null, quoting: null, values: {}}
   format: prompt_completion
   columns: {prompt: question, completion: answer}
+  roles: {}
   template: "Q: {{ prompt }}"
   train_on: last
   max_length: 512
@@ -84,7 +86,8 @@ train:
   deterministic: true
   early_stopping: {patience: 5, min_delta: 0.01}
 eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64,
-       guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1}]}
+       guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1,
+                loader: null, file_format: null, header: null, quoting: null, values: {}}]}
 checkpoint: {every: 5%, keep: 3, best: null}
 distributed: {devices: 2}
 tracking: [tensorboard, wandb]
@@ -165,8 +168,8 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
         "objective": {"name": "causal_lm"},
         "method": {"name": "full"},
         "data": {
-            "train": "d.jsonl", "eval": None, "test": None, "format": "auto", "columns": {}, "template": None,
-            "train_on": "completion", "max_length": "auto", "overlong": None,
+            "train": "d.jsonl", "eval": None, "test": None, "format": "auto", "columns": {}, "roles": {},
+            "template": None, "train_on": "completion", "max_length": "auto", "overlong": None,
         },
         "train": {
             "duration": "3 epochs", "max_minutes": None, "batch_size": 32, "micro_batch_size": "auto",
@@ -216,7 +219,7 @@ def test_a_full_recipe(here: Path) -> None:
     assert isinstance(recipe.method, Lora)
     assert recipe.method.rank_pattern == {"layers.0.q_proj": 4}
     assert recipe.method.learning_rate_ratio == 16
-    assert [source.path for source in sources(recipe.data.train)] == ["a.jsonl", "b.jsonl"]
+    assert [source.path for source in sources(recipe.data.train)] == ["a.jsonl", "org/b"]
     assert sources(recipe.data.train)[1].columns == {"output": "answer"}
     assert recipe.train.learning_rate == 1e-4
     assert recipe.train.early_stopping == EarlyStopping(patience=5, min_delta=0.01)
@@ -1000,7 +1003,7 @@ def test_every_value_has_an_origin(here: Path) -> None:
             assert re.fullmatch(expected, loaded.source(f"{section}.{key}")), (section, key)
     assert loaded.source("seed") == f"r.yaml:{len(FULL.splitlines())}:7"
     assert loaded.source("method.rank_pattern.layers.0.q_proj") == "r.yaml:14:35"
-    assert loaded.source("data.train.1.split") == "r.yaml:25:28"
+    assert loaded.source("data.train.1.split") == "r.yaml:25:26"
     assert loaded.source("data.nothing") == "default"
 
 

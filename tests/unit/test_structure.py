@@ -20,6 +20,7 @@ LAYERS = [
     {
         "lookup",
         "quantities",
+        "file_formats",
         "targets",
         "metrics",
         "layers",
