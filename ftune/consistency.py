@@ -98,6 +98,8 @@ def _data(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
 def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     data = recipe.data
     labelled = recipe.objective.encoding in ("row_labels", "token_labels")
+    if "data.system" in written and (labelled or data.format in ("text", "pairs")):
+        yield Problem("data.system", f"{NO_EFFECT} on rows without a system text. Remove it.")
     if labelled:
         yield from _labelled_rows(recipe, written)
     elif data.format == "text":

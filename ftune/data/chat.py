@@ -7,22 +7,43 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ftune.data.read import Row, short
+from ftune.data.tools import read_calls, spelled_calls
 from ftune.errors import RowProblem, suggestion
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: dict[str, Role] = {
     "system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
-    "gpt": "assistant", "function_call": "assistant", "tool": "tool", "observation": "tool",
+    "gpt": "assistant", "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
 """Roles of ShareGPT and of OpenAI messages, in the words of chat templates."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of thoughts that are kept apart from an answer."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation. Every field is text or a number, so that turns can be compared and kept as JSON.
+
+    Args:
+        role: who speaks.
+        content: the words, as the row has them.
+        name: of the speaker, or of the tool that answers.
+        tool_calls: what an assistant calls, as JSON: a list of OpenAI's calls whose arguments are objects; or nothing.
+        tool_call_id: the call that a tool answers.
+        reasoning: thoughts that the row keeps apart from the words.
+        weight: 0 where an answer is not to be learned, else 1.
+        spelled: whether the words spell the calls and say nothing else, as ShareGPT's do.
+    """
 
     role: Role
     content: str
+    name: str = ""
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    reasoning: str = ""
+    weight: int = 1
+    spelled: bool = False
 
 
 def read_turns(row: Row, mapping: Mapping[str, str]) -> tuple[Turn, ...] | list[RowProblem]:
@@ -57,8 +78,30 @@ def _turn(row: Row, message: Any, place: str) -> Turn | RowProblem:
         return row.problem(f"expected text, received {short(role)}.", f"{place}.{whose}")
     if role not in ROLES:
         return row.problem(f"unknown role {role[:80]!r}.{suggestion(role, ROLES)}", f"{place}.{whose}")
+    calls = read_calls(row, message, place) if ROLES[role] == "assistant" else ""
+    if isinstance(calls, RowProblem):
+        return calls
+    spelled = "" if calls or role != "function_call" else spelled_calls(content)
+    content = "" if content is None and calls else content
     if not isinstance(content, str):
         return row.problem(f"expected text, received {short(content)}.", f"{place}.{what}")
-    if not content.strip() and ROLES[role] == "assistant":
+    if not content.strip() and ROLES[role] == "assistant" and not calls:
         return row.problem("is empty.", f"{place}.{what}")
-    return Turn(ROLES[role], content)
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        return row.problem(f"expected 0 or 1, received {short(weight)}.", f"{place}.weight")
+    return Turn(
+        role=ROLES[role],
+        content=content,
+        name=_text(message, "name"),
+        tool_calls=calls or spelled,
+        tool_call_id=_text(message, "tool_call_id"),
+        reasoning=_text(message, *REASONING) if ROLES[role] == "assistant" else "",
+        weight=1 if weight is None else int(weight),
+        spelled=bool(spelled),
+    )
+
+
+def _text(message: Mapping[str, Any], *keys: str) -> str:
+    """The first of these that has text."""
+    return next((value for key in keys if isinstance(value := message.get(key), str) and value.strip()), "")

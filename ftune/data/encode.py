@@ -6,6 +6,7 @@ A token that touches a supervised span is supervised. Pads do not exist here: th
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -136,15 +137,17 @@ def encode_all(
     report = Report(rows=len(samples))
     problems: list[RowProblem] = []
     merged = 0
+    noted: Counter[str] = Counter()
     for start in range(0, len(samples), BATCH):
         tick(start)
-        for sample, tokens in _tokenised(samples[start : start + BATCH], renderer, train_on, problems):
+        for sample, tokens in _tokenised(samples[start : start + BATCH], renderer, train_on, problems, noted):
             merged += tokens.merges
             policy = overlong or ("error" if sample.turns else "split")
             examples += _fit(sample, tokens, max_length, policy, report, problems)
     tick(len(samples))
     if problems:
         raise DataError(problems=problems)
+    report.notes += [f"{count} rows: {note}." for note, count in noted.items()]
     if merged:
         report.notes.append(
             f"{merged} rows: one token spells the end of the prompt and the start of the answer, so a prompt alone is "
@@ -155,7 +158,11 @@ def encode_all(
 
 
 def _tokenised(
-    samples: Sequence[Sample], renderer: Renderer, train_on: TrainOn, problems: list[RowProblem]
+    samples: Sequence[Sample],
+    renderer: Renderer,
+    train_on: TrainOn,
+    problems: list[RowProblem],
+    noted: Counter[str],
 ) -> Iterator[tuple[Sample, Tokens]]:
     rendered: list[tuple[Sample, Rendered]] = []
     for sample in samples:
@@ -165,6 +172,7 @@ def _tokenised(
             problems.append(sample.row.problem(f"{str(error).rstrip('.')}."))
     if not rendered:
         return
+    noted.update(note for _, item in rendered for note in item.notes)
     with whole_offsets(renderer.tokenizer):
         encoded = renderer.tokenizer(
             [item.text for _, item in rendered],
@@ -250,6 +258,9 @@ def _fit(
     """Apply the overlong policy; count what it does."""
     place = f"{sample.row.file}:{sample.row.number}"
     length = len(tokens.ids)
+    if not tokens.is_target.any():
+        report.drop("no_targets", place)
+        return []
     if length <= max_length:
         pieces = [slice(0, length)]
     elif policy == "split":

@@ -32,7 +32,7 @@ def encode_pairs(
     for number, sample in enumerate(samples):
         if number % BATCH == 0:
             tick(number)
-        target = sample.turns[-1].content
+        target = renderer.answer(sample)
         try:
             prompt = renderer.encoder_ids(renderer.prompt(sample))
         except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from ftune.data.chat import Turn, read_turns
 from ftune.data.labelled import LABELLED, read_labels
 from ftune.data.read import Row, short
+from ftune.data.tools import read_tools
 from ftune.errors import DataError, RowProblem, suggestion
 from ftune.recipe import COLUMNS
 
@@ -45,6 +46,7 @@ class Sample:
         weight: how often an epoch sees it.
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
+        tools: that a conversation may call, as JSON; or nothing.
     """
 
     row: Row
@@ -56,6 +58,7 @@ class Sample:
     weight: float = 1.0
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
+    tools: str = ""
 
     @property
     def group(self) -> str:
@@ -67,13 +70,13 @@ class Sample:
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for exact duplicates: the same words under the same template."""
-        turns = ((turn.role, turn.content) for turn in self.turns)
         return (
             self.text,
             self.text_pair,
             self.label,
             self.words,
-            *turns,
+            self.tools,
+            *self.turns,
             *(repr((self.fields or {}).get(name)) for name in self.shown),
         )
 
@@ -115,10 +118,11 @@ def to_sample(
         shown: columns that the template shows.
     """
     if row_format == "chat":
-        turns = read_turns(row, mapping)
-        return (
-            turns if isinstance(turns, list) else Sample(row, turns=turns, fields=without_nan(row.values), shown=shown)
-        )
+        turns, tools = read_turns(row, mapping), read_tools(row, mapping)
+        if isinstance(turns, list) or isinstance(tools, RowProblem):
+            wrong = [tools] if isinstance(tools, RowProblem) else []
+            return [*turns, *wrong] if isinstance(turns, list) else wrong
+        return Sample(row, turns=turns, fields=without_nan(row.values), shown=shown, tools=tools)
     if row_format in LABELLED:
         return _labelled(row, row_format, mapping, shown)
     values = without_nan(row.values)
