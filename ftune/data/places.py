@@ -65,8 +65,9 @@ class Places:
                 )
             end, ends, added = self._end(after, len(before), upto)
             places.append((len(before), end, ends))
-            if added.strip():
-                notes[f"the chat template writes {added!r} between prompt and answer, which is learned too"] = None
+            if "".join(added).strip():
+                shown = " and ".join(repr(part) for part in added if part.strip())
+                notes[f"the chat template writes {shown} around the words of an answer, which is learned too"] = None
         return places, tuple(notes)
 
     def _asks_otherwise(self, before: str, asked: Talk) -> str:
@@ -76,21 +77,24 @@ class Places:
             f"would not be the one that is trained. {_SET} does both alike"
         )
 
-    def _end(self, after: str, start: int, upto: Talk) -> tuple[int, bool, str]:
-        """Where the last turn of `upto` ends, whether with a terminator, and what stands before its words."""
+    def _end(self, after: str, start: int, upto: Talk) -> tuple[int, bool, tuple[str, ...]]:
+        """Where the last turn of `upto` ends, whether with a terminator, and what is around the words of every turn."""
         message = upto.messages[-1]
         if "tool_calls" in message:
-            return (*self._end_of_calls(after, start, len(after), message), "")
+            return (*self._end_of_calls(after, start, len(after), message), ())
 
         def again(content: str) -> str:
             changed = [*upto.messages[:-1], {**message, "content": content}]
             return self.template.text(changed, ask=False, tools=upto.tools)[start:]
 
-        end, added = self._end_of_words(after[start:], str(message["content"]), again)
-        terminator = self._special.search(after, start + end)
-        return (start + end, False, added) if terminator is None else (terminator.end(), True, added)
+        words_end, head = self._end_of_words(after[start:], str(message["content"]), again)
+        end = start + words_end
+        terminator = self._special.search(after, end)
+        between = "" if terminator is None else after[end : terminator.start()]
+        added = () if head is None else (head, between)
+        return (end, False, added) if terminator is None else (terminator.end(), True, added)
 
-    def _end_of_words(self, region: str, words: str, again: Callable[[str], str]) -> tuple[int, str]:
+    def _end_of_words(self, region: str, words: str, again: Callable[[str], str]) -> tuple[int, str | None]:
         """Where `words` end in `region`, and what stands before them in every answer.
 
         Args:
@@ -119,7 +123,7 @@ class Places:
                 )
             end = _fit(region, pieces[0], pieces[1], words[len(kept) :]) if len(pieces) == 2 else None
             if end is not None and "".join(kept.split()) in "".join(pieces[0].split()):
-                return end, ""
+                return end, None
         raise ValueError(
             f"the chat template alters the assistant's words, so what to train on cannot be told. {_SET} writes "
             "message.content as it is"
