@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ftune.data.read import Row, short
@@ -64,7 +65,7 @@ def read_turns(row: Row, mapping: Mapping[str, str]) -> tuple[Turn, ...] | list[
     good = tuple(turn for turn in turns if isinstance(turn, Turn))
     if not problems and not any(turn.role == "assistant" for turn in good):
         problems.append(row.problem("has no assistant message, so nothing to learn.", column))
-    return problems or good
+    return problems or _numbered(good)
 
 
 def _turn(row: Row, message: Any, place: str) -> Turn | RowProblem:
@@ -105,3 +106,26 @@ def _turn(row: Row, message: Any, place: str) -> Turn | RowProblem:
 def _text(message: Mapping[str, Any], *keys: str) -> str:
     """The first of these that has text."""
     return next((value for key in keys if isinstance(value := message.get(key), str) and value.strip()), "")
+
+
+def _numbered(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Every call has an id, as some templates insist, and tools answer the calls before them in order."""
+    if not any(turn.tool_calls for turn in turns):
+        return turns
+    done: list[Turn] = []
+    waiting: list[str] = []
+    count = 0
+    for turn in turns:
+        if turn.tool_calls:
+            calls = json.loads(turn.tool_calls)
+            for call in calls:
+                count += 1
+                call.setdefault("id", f"call{count:05}")  # the nine letters and digits that Mistral wants
+            waiting = [call["id"] for call in calls]
+            done.append(replace(turn, tool_calls=json.dumps(calls, ensure_ascii=False)))
+        elif turn.role == "tool" and waiting:
+            done.append(replace(turn, tool_call_id=turn.tool_call_id or waiting[0]))
+            waiting = waiting[1:]
+        else:
+            done.append(turn)
+    return tuple(done)

@@ -94,7 +94,7 @@ def test_messages_of_turns() -> None:
             "role": "assistant", "content": "", "reasoning_content": "hm", "thinking": "hm",
             "tool_calls": [
                 {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1.0}}},
-                {"type": "function", "function": {"name": "g", "arguments": {}}},
+                {"id": "call00002", "type": "function", "function": {"name": "g", "arguments": {}}},
             ],
         },
         {"role": "tool", "content": "1", "tool_call_id": "c1", "name": "f"},

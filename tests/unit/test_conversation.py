@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from golden_masks import TEMPLATES, conversation, said, sample, tokenizer
 from tiny_tokenizers import FAMILIES, byte_tokenizer
 
 from ftune.data.encode import Report, encode_all
-from ftune.data.read import Row
+from ftune.data.read import Row, read_source
 from ftune.data.render import Rendered, Renderer, System, TrainOn
 from ftune.data.shape import Sample, to_sample
 from ftune.errors import DataError
+from ftune.recipe import Source
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
 
 LOOP = "{% for message in messages %}"
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -318,6 +322,9 @@ def test_calls_of_sharegpt_take_the_form_of_the_template_or_stay_as_they_are() -
     own = Renderer(tokenizer("plain", "llama3"), None)
     assert spelled(own.render(row, "completion")) == [CALLS["llama3"], SAYS["llama3"]]
     assert own.render(row, "completion").text.count('"name": "weather"') == 2
+    mistral = Renderer(tokenizer("plain", "mistral"), None).render(row, "completion")
+    assert spelled(mistral) == [CALLS["mistral"], SAYS["mistral"]]
+    assert '"call_id": "call00001"' in mistral.text
     rendered = Renderer(tokenizer("plain", "chatml"), None).render(row, "completion")
     assert spelled(rendered) == [SHAREGPT["conversations"][1]["value"] + "<|im_end|>", "No.<|im_end|>"]
     assert rendered.notes == ("tools are described, which the chat template does not show to the model",)
@@ -341,6 +348,21 @@ def test_a_tokenizer_with_a_template_for_tools() -> None:
     own.chat_template = {"rag": TEMPLATES["chatml"]}
     with pytest.raises(ValueError, match="multiple chat templates"):
         Renderer(own, None).render(plain, "last")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the reference sets are not beside this checkout")
+@pytest.mark.parametrize("name", ["chatml", "llama3", "zephyr", "plain", "hostile"])
+def test_every_row_of_a_real_set_with_tools(name: str) -> None:
+    own = Renderer(tokenizer("adds_bos", name), None)
+    path = Source(path=str(REAL / "glaive_toolcall" / "*.json"))
+    rows = [to_sample(row, "chat", {}) for row in read_source(path, REAL) if isinstance(row, Row)]
+    places = 0
+    for row in rows:
+        assert isinstance(row, Sample)
+        rendered = own.render(row, "completion")
+        places += len(rendered.spans)
+        assert rendered.text[: rendered.spans[-1][0]] == own.prompt(row)
+    assert (len(rows), places) == (300, 957)
 
 
 # thoughts apart from words

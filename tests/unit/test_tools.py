@@ -16,6 +16,7 @@ QUESTION = {"role": "user", "content": "q"}
 TOOL = {"name": "f", "description": "d", "parameters": {"a": [1]}}
 WRAPPED = {"type": "function", "function": TOOL}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "ü"}}}
+NUMBERED = {**CALL, "id": "call00001"}
 
 
 def read(*messages: Any, mapping: dict[str, str] | None = None, **columns: Any) -> Sample | list[str]:
@@ -42,7 +43,7 @@ def answer(**values: Any) -> Turn:
 @pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}, {"content": " words"}])
 def test_calls_have_one_shape(given: dict[str, Any], content: dict[str, Any]) -> None:
     turn = answer(**given, **content)
-    assert json.loads(turn.tool_calls) == [CALL]
+    assert json.loads(turn.tool_calls) == [NUMBERED]
     assert (turn.content, turn.spelled, turn.role) == (content.get("content") or "", False, "assistant")
     assert "ü" in turn.tool_calls
 
@@ -117,7 +118,7 @@ def sharegpt(value: str) -> Turn:
 )  # fmt: skip
 def test_calls_spelled_out_are_calls_and_words(value: str) -> None:
     turn = sharegpt(value)
-    assert (json.loads(turn.tool_calls), turn.content, turn.spelled) == ([CALL], value, True)
+    assert (json.loads(turn.tool_calls), turn.content, turn.spelled) == ([NUMBERED], value, True)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,20 @@ def test_tools_that_are_none(tools: Any, expected: str) -> None:
     assert read({"role": "assistant", "content": ""}, tools=tools) == [
         "a.jsonl:5 messages[1].content: is empty.", f"a.jsonl:5 {expected}",
     ]  # fmt: skip
+
+
+def test_calls_without_an_id_get_one_and_tools_answer_in_order() -> None:
+    own = {**CALL, "id": "mine"}
+    found = read(
+        {"role": "assistant", "content": "", "tool_calls": [CALL, own, CALL]},
+        {"role": "tool", "content": "1"}, {"role": "tool", "content": "2", "tool_call_id": "given"},
+        {"role": "tool", "content": "3"}, {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "user", "content": "wait"}, {"role": "tool", "content": "5"},
+    )  # fmt: skip
+    assert isinstance(found, Sample)
+    ids = [[call["id"] for call in json.loads(turn.tool_calls)] for turn in found.turns if turn.tool_calls]
+    assert ids == [["call00001", "mine", "call00003"], ["call00004"]]
+    answered = [turn.tool_call_id for turn in found.turns if turn.role == "tool"]
+    assert answered == ["call00001", "given", "call00003", "", "call00004"]
+    assert found.turns[6] == Turn("assistant", "a")
