@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +364,21 @@ def test_every_row_of_a_real_set_with_tools(name: str) -> None:
         places += len(rendered.spans)
         assert rendered.text[: rendered.spans[-1][0]] == own.prompt(row)
     assert (len(rows), places) == (300, 957)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+SHOWN = [text for text in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL) if '"messages"' in text]
+
+
+def test_the_conversations_of_the_page() -> None:
+    """Rows of chats in docs/data.md: a plain one, one with tools, and one with weights."""
+    rows = [to_sample(Row("a.jsonl", 1, json.loads(text)), "chat", {}) for text in SHOWN]
+    own = Renderer(tokenizer("plain", "llama3"), None)
+    assert [spelled(own.render(row, "completion")) for row in rows if isinstance(row, Sample)] == [
+        ["Yes, until six.<|eot_id|>"],
+        ['{"name": "weather", "parameters": {"city": "Lund"}}<|eot_id|>', "No.<|eot_id|>"],
+        ["Yes, until six.<|eot_id|>"],
+    ]
 
 
 # thoughts apart from words
