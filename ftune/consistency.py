@@ -164,6 +164,8 @@ def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     if data.roles and not chat:
         yield Problem("data.roles", f"{NO_EFFECT} on format {data.format}, which has no roles. Remove it.")
     labelled = recipe.objective.encoding in ("row_labels", "token_labels")
+    if "data.system" in written and (labelled or data.format in ("text", "pairs")):
+        yield Problem("data.system", f"{NO_EFFECT} on rows without a system text. Remove it.")
     if labelled:
         yield from _labelled_rows(recipe, written)
     elif data.format == "text":

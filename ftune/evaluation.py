@@ -178,14 +178,14 @@ def predict(
     batch_size: int,
     tick: Tick,
 ) -> list[Prediction]:
-    """Greedy answers to the prompt of every sample that ends with an assistant turn, in the order given."""
-    answerable = [s for s in samples if s.turns and s.turns[-1].role == "assistant"]
+    """Greedy answers to the prompt of every sample that ends with an assistant turn of weight 1, in the order given."""
+    answerable = [s for s in samples if s.turns and s.turns[-1].role == "assistant" and s.turns[-1].weight]
     prompts = [renderer.prompt(sample) for sample in answerable]
     answers = generate(
         model, prompts, renderer, pad_id=pad_id, max_new_tokens=max_new_tokens, batch_size=batch_size, tick=tick
     )
     return [
-        Prediction(s.row.file, s.row.number, prompt, s.turns[-1].content, answer)
+        Prediction(s.row.file, s.row.number, prompt, renderer.answer(s), answer)
         for s, prompt, answer in zip(answerable, prompts, answers, strict=True)
     ]
 

@@ -68,7 +68,7 @@ def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
     family = family_of(config)
     refuse_family(recipe, family)
     max_length, _ = choose_max_length(recipe, limit_of(config))
-    renderer = Renderer(tokenizer, recipe.data.template)
+    renderer = Renderer(tokenizer, recipe.data.template, system=recipe.data.system)
     dataset = build_data(
         recipe.data,
         loaded.folder,

@@ -62,7 +62,7 @@ COLUMNS = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion", "system"),
     "instruction": ("instruction", "input", "output", "system"),
-    "chat": ("messages", "role", "content"),
+    "chat": ("messages", "role", "content", "tools"),
     "pairs": ("source", "target"),
     "classification": ("text", "text_pair", "label"),
     "multi_label": ("text", "text_pair", "labels"),
@@ -170,6 +170,9 @@ class Data(Section):
     Null takes the tokenizer's chat template when it has one, else the text as it is."""
     train_on: Literal["completion", "last", "all"] = "completion"
     """Supervised part: every completion or assistant turn, the last one, or every token."""
+    system: Literal["template", "merge_into_user"] = "template"
+    """Where the system text of a chat goes: `template` leaves it to the chat template; `merge_into_user` puts it before
+    the words of the first user message, for models whose template refuses a system role."""
     max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
     """Longest example in tokens; `auto` is the smaller of 1024 and the model's limit."""
     overlong: Literal["error", "drop", "truncate_prompt", "truncate", "split"] | None = None

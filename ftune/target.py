@@ -218,5 +218,8 @@ def _assembled(
     record: Record | None,
     plan: Plan | None,
 ) -> Target:
-    template = None if record is None else record.recipe.data.template
-    return Target(path, kind, model.eval(), tokenizer, Renderer(tokenizer, template), record, plan)
+    if record is None:
+        renderer = Renderer(tokenizer, None)
+    else:
+        renderer = Renderer(tokenizer, record.recipe.data.template, system=record.recipe.data.system)
+    return Target(path, kind, model.eval(), tokenizer, renderer, record, plan)

@@ -58,7 +58,7 @@ def rm_cli(
     json: Json = False,
 ) -> None:
     """Delete entries. What a process is making stays."""
-    from ftune.data.cache import Listed, listed, remove
+    from ftune.data.cache import listed, remove
 
     seconds = _seconds(older_than, everything=all)
     root, now = _root(), time.time()

@@ -75,6 +75,7 @@ class Encoded(NamedTuple):
         truncated: whether it was cut to size.
         merges: whether a token spells the end of a prompt and the start of its answer.
         lost: words without a token of their own.
+        note: what the report should say of such rows, or nothing.
     """
 
     examples: Sequence[Example] = ()
@@ -83,6 +84,7 @@ class Encoded(NamedTuple):
     truncated: bool = False
     merges: bool = False
     lost: int = 0
+    note: str = ""
 
 
 class Spelling(Protocol):
@@ -198,7 +200,8 @@ def encode_rows(
                 continue
             spelled = Spelled(item.text, encodings[0], None if item.special else silent)
             tokens = _with_ends(item, renderer, spelled, bos, eos)
-            yield fitted(sample, tokens, max_length, overlong or ("error" if sample.turns else "split"))
+            found = fitted(sample, tokens, max_length, overlong or ("error" if sample.turns else "split"))
+            yield found._replace(note="; ".join(item.notes)) if item.notes else found
 
 
 def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled, bos: int | None, eos: int | None) -> Tokens:
@@ -227,6 +230,8 @@ def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled, bos: int | 
 def fitted(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) -> Encoded:
     """Apply the overlong policy."""
     length = len(tokens.ids)
+    if not tokens.is_target.any():
+        return Encoded(reason="no_targets", merges=tokens.merges)
     if length <= max_length:
         pieces = [slice(0, length)]
     elif policy == "split":

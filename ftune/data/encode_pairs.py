@@ -28,7 +28,7 @@ def encode_pairs(
     ends = () if renderer.around[1] else end
 
     def render(sample: Sample) -> tuple[str, tuple[str, str]]:
-        target = sample.turns[-1].content
+        target = renderer.answer(sample)
         return target, (renderer.prompt(sample), target)
 
     with core_of(renderer.tokenizer, special=True) as core:

@@ -9,41 +9,25 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftune.data.chat import Turn
+from ftune.data.chat_template import FAULTS
+from ftune.data.conversation import Conversations, Rendered, System, TrainOn
 from ftune.data.shape import Sample
 from ftune.errors import DataError
 
 if TYPE_CHECKING:
     from jinja2 import Template, TemplateSyntaxError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["Rendered", "Renderer", "System", "TrainOn", "template_columns"]
+
 Mode = Literal["chat", "prompt", "plain"]
-TrainOn = Literal["completion", "last", "all"]
 _OF_MESSAGES = re.compile(r"\{[{%](?:(?![%}]\}).)*?\bmessages\b", re.DOTALL)
 """A template of whole conversations: its code, not its words, speaks of `messages`."""
-_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a template may raise besides Jinja's own errors, such as OverflowError for a range beyond the sandbox's."""
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Text as it enters the tokenizer.
-
-    Args:
-        text: the whole row.
-        spans: supervised character ranges, in order.
-        special: whether the tokenizer puts its own special tokens around the text.
-        ends: whether the text already ends with a supervised terminator; if not, EOS is appended.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-    special: bool
-    ends: bool
+_NO_TOOLS = "tools are described, which no template shows to the model"
 
 
 class Renderer:
@@ -55,22 +39,31 @@ class Renderer:
     Args:
         tokenizer: its chat template is replaced when the recipe brings one.
         template: `data.template`.
+        system: `data.system`.
 
     Raises:
-        DataError: the template is no valid Jinja.
+        DataError: the template is no valid Jinja, or leaves `system` without effect.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str | None, *, system: System = "template"
+    ) -> None:
         self.tokenizer = tokenizer
         self.template: Template | None = None
         self.mode: Mode = "plain"
         self._ours = template is not None
+        self._conversations = Conversations(tokenizer, system)
         if template is not None and not _OF_MESSAGES.search(template):
             self.template, self.mode = _compiled(template), "prompt"
+            if system != "template":
+                raise DataError(
+                    f"data.system: {system} has no effect with a template of prompts, which shows the columns that it "
+                    "names. Remove it."
+                )
             return
         if template is not None:
+            _check_chat(template)
             tokenizer.chat_template = template
-            _check_syntax(tokenizer)
         if tokenizer.chat_template:
             self.mode = "chat"
 
@@ -92,11 +85,33 @@ class Renderer:
         if not sample.turns:
             return Rendered(sample.text, ((0, len(sample.text)),), special=True, ends=False)
         if self.mode == "chat":
-            return self._conversation(sample.turns, train_on)
-        prompt = self.prompt(sample)
-        text = prompt + sample.turns[-1].content
+            return self._conversations.render(sample.turns, sample.tools, train_on)
+        prompt, answer = self.prompt(sample), sample.turns[-1]
+        if answer.tool_calls and not answer.spelled:
+            raise ValueError("calls tools, and there is no chat template with a form for that. Set data.template")
+        text = prompt + answer.content
         start = 0 if train_on == "all" else len(prompt)
-        return Rendered(text, ((start, len(text)),), special=True, ends=False)
+        stop = len(text) if answer.weight else len(prompt)
+        notes = (_NO_TOOLS,) if sample.tools and "tools" not in sample.shown else ()
+        spans = ((start, stop),) if start < stop else ()
+        return Rendered(text[:stop], spans, special=True, ends=not answer.weight, notes=notes)
+
+    def answer(self, sample: Sample) -> str:
+        """What a model is to write after `prompt`, as it reads once special tokens are left out.
+
+        The words of the last turn, and where the template writes more, such as a tool call or thoughts, that as well.
+        """
+        words = sample.turns[-1].content
+        if self.mode != "chat":
+            return words
+        learned = (*sample.turns[:-1], replace(sample.turns[-1], weight=1))
+        try:
+            rendered = self._conversations.render(learned, sample.tools, "last")
+        except ValueError:  # with train_on all, where answers are need not be known
+            return words
+        (start, stop) = rendered.spans[-1]
+        written = self._conversations.special.sub("", rendered.text[start:stop])
+        return words if written.strip() == words.strip() else written
 
     def text(self, sample: Sample) -> str:
         """The text of a row with labels.
@@ -114,7 +129,7 @@ class Renderer:
         """
         before = sample.turns[:-1] if sample.turns and sample.turns[-1].role == "assistant" else sample.turns
         if self.mode == "chat":
-            return self._chat(before, ask=True)
+            return self._conversations.prompt(before, sample.tools)
         if any(turn.role == "assistant" for turn in before):
             raise ValueError("several turns need a chat template: the tokenizer has none. Set data.template")
         if self.template is not None:
@@ -149,70 +164,27 @@ class Renderer:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which an answer ends: the end of a turn as the template writes it, and EOS."""
         ids = set() if self.tokenizer.eos_token_id is None else {int(self.tokenizer.eos_token_id)}
-        asked, system = (Turn("user", "a"), Turn("assistant", "b")), Turn("system", "c")
-        for turns in (asked, (system, *asked)) if self.mode == "chat" else ():
+        for turns, tools in self._examples() if self.mode == "chat" else ():
             try:
-                rendered = self._conversation(turns, "last")
-            except ValueError:  # a template that insists on a system turn, or cannot be trained on
+                rendered = self._conversations.render(turns, tools, "last")
+            except ValueError:  # a template that refuses or insists on such turns, or cannot be trained on
                 continue
             if rendered.ends:
                 ids.add(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"][-1])
-            break
         return tuple(sorted(ids))
+
+    def _examples(self) -> tuple[tuple[tuple[Turn, ...], str], ...]:
+        """Conversations that show how answers and tool calls end, with their tools."""
+        call = '[{"type": "function", "id": "call00001", "function": {"name": "look", "arguments": {"at": "it"}}}]'
+        tool = '[{"type": "function", "function": {"name": "look", "description": "", "parameters": {}}}]'
+        system, user = Turn("system", "c"), Turn("user", "a")
+        ends = ((Turn("assistant", "b"), ""), (Turn("assistant", "", tool_calls=call), tool))
+        return tuple(((*front, end), tools) for end, tools in ends for front in ((user,), (system, user)))
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of all special tokens."""
         return frozenset(i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special)
-
-    def _conversation(self, turns: tuple[Turn, ...], train_on: TrainOn) -> Rendered:
-        text = self._chat(turns, ask=False)
-        if train_on == "all":
-            last = re.search(rf"(?:{self._special.pattern})\s*$", text)
-            return Rendered(text, ((0, len(text)),), special=False, ends=last is not None)
-        answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-        spans: list[tuple[int, int]] = []
-        ends = False
-        for index in answers if train_on == "completion" else answers[-1:]:
-            before = self._chat(turns[:index], ask=True)
-            after = text if index + 1 == len(turns) else self._chat(turns[: index + 1], ask=False)
-            if not (after.startswith(before) and text.startswith(after)):
-                raise ValueError(
-                    "the chat template rewrites earlier turns, so what to train on cannot be told. Set data.template "
-                    "to one that renders each turn the same wherever it stands, or data.train_on to last"
-                )
-            end, ends = self._end_of_turn(after, len(before), turns[index].content)
-            spans.append((len(before), end))
-        return Rendered(text[: spans[-1][1]], tuple(spans), special=False, ends=ends)
-
-    def _end_of_turn(self, text: str, start: int, content: str) -> tuple[int, bool]:
-        """Where the turn that begins at `start` ends, and whether it ends with a terminator."""
-        body = content.strip()
-        found = text.find(body, start)
-        if found < 0:
-            raise ValueError("the chat template alters the assistant's words, so what to train on cannot be told")
-        terminator = self._special.search(text, found + len(body))
-        return (found + len(body), False) if terminator is None else (terminator.end(), True)
-
-    @functools.cached_property
-    def _special(self) -> re.Pattern[str]:
-        """Any special token; one that begins like a longer one comes after it."""
-        added = self.tokenizer.added_tokens_decoder
-        tokens = sorted((str(added[i].content) for i in self.special_ids), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-
-    def _chat(self, turns: tuple[Turn, ...], *, ask: bool) -> str:
-        from jinja2 import TemplateError
-
-        if not turns:
-            raise ValueError("begins with an assistant message, so there is no prompt to answer")
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        except (TemplateError, *_FAULTS) as error:
-            roles = ", ".join(turn.role for turn in turns)
-            raise ValueError(f"the chat template refuses the roles {roles}: {error}") from error
-        return str(text)
 
 
 def template_columns(template: str | None) -> tuple[str, ...]:
@@ -225,41 +197,32 @@ def template_columns(template: str | None) -> tuple[str, ...]:
 
     if template is None or _OF_MESSAGES.search(template):
         return ()
+    from ftune.data.sandbox import prompt_environment
+
     _compiled(template)
-    return tuple(sorted(find_undeclared_variables(_environment().parse(template))))
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    return ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-        finalize=lambda value: "" if value is None else value,  # an empty cell is not the word "None"
-    )
+    return tuple(sorted(find_undeclared_variables(prompt_environment().parse(template))))
 
 
 def _compiled(template: str) -> Template:
     from jinja2 import TemplateSyntaxError
 
+    from ftune.data.sandbox import prompt_environment
+
     try:
-        return _environment().from_string(template)
+        return prompt_environment().from_string(template)
     except TemplateSyntaxError as error:
         raise _invalid(error) from error
 
 
-def _check_syntax(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compile the tokenizer's chat template where transformers does, which knows more tags than plain Jinja."""
-    from jinja2 import TemplateError, TemplateSyntaxError
+def _check_chat(template: str) -> None:
+    from jinja2 import TemplateSyntaxError
+
+    from ftune.data.sandbox import chat_environment
 
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        chat_environment().from_string(template)
     except TemplateSyntaxError as error:
         raise _invalid(error) from error
-    except (TemplateError, *_FAULTS):  # it wants other roles; each row will tell
-        return
 
 
 def _invalid(error: TemplateSyntaxError) -> DataError:
@@ -271,5 +234,5 @@ def _run(template: Template, values: Mapping[str, Any]) -> str:
 
     try:
         return template.render(dict(values))
-    except (TemplateError, *_FAULTS) as error:
+    except (TemplateError, *FAULTS) as error:
         raise ValueError(f"data.template cannot be rendered: {error}. Columns here: {', '.join(values)}") from error

@@ -15,6 +15,7 @@ from ftune.data.choices import Choices, read_choices
 from ftune.data.labelled import LABELLED, read_labels
 from ftune.data.read import Row, short
 from ftune.data.token_rows import Given, read_tokens
+from ftune.data.tools import read_tools
 from ftune.errors import DataError, RowProblem, suggestion
 from ftune.recipe import COLUMNS, MESSAGE_KEYS
 
@@ -55,6 +56,7 @@ class Sample:
         learned: which of them are to be learned.
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
+        tools: that a conversation may call, as JSON; or nothing.
     """
 
     row: Row
@@ -68,6 +70,7 @@ class Sample:
     learned: tuple[bool, ...] = ()
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
+    tools: str = ""
 
     @property
     def group(self) -> str:
@@ -79,7 +82,6 @@ class Sample:
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for exact duplicates: the same words under the same template."""
-        turns = ((turn.role, turn.content) for turn in self.turns)
         return (
             self.text,
             self.text_pair,
@@ -87,7 +89,8 @@ class Sample:
             self.words,
             self.ids,
             self.learned,
-            *turns,
+            self.tools,
+            *self.turns,
             *(repr((self.fields or {}).get(name)) for name in self.shown),
         )
 
@@ -173,10 +176,11 @@ def to_sample(
     """
     row = reach(row, mapping)
     if row_format == "chat":
-        turns = read_turns(row, mapping, roles or {})
-        return (
-            turns if isinstance(turns, list) else Sample(row, turns=turns, fields=without_nan(row.values), shown=shown)
-        )
+        turns, tools = read_turns(row, mapping, roles or {}), read_tools(row, mapping)
+        if isinstance(turns, list) or isinstance(tools, RowProblem):
+            wrong = [tools] if isinstance(tools, RowProblem) else []
+            return [*turns, *wrong] if isinstance(turns, list) else wrong
+        return Sample(row, turns=turns, fields=without_nan(row.values), shown=shown, tools=tools)
     if row_format in LABELLED:
         return _labelled(row, row_format, mapping, shown)
     if row_format == "multiple_choice":

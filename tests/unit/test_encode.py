@@ -445,7 +445,8 @@ def test_rows_that_cannot_be_rendered_are_named_together() -> None:
     rows = [chat("q", "a", number=i, system="s" if i in (3, 40) else None) for i in range(1, 51)]
     with pytest.raises(DataError) as caught:
         encode(rows, tokenizer)
-    message = "the chat template refuses the roles system, user, assistant: System role not supported."
+    message = "the chat template refuses the roles system, user, assistant: System role not supported. "
+    message += "Set data.system to merge_into_user."
     assert str(caught.value).splitlines() == [f"chat.jsonl:{i}: {message}" for i in (3, 40)]
     with pytest.raises(DataError) as caught:
         encode([chat("q", "<think>a</think>b", "r", "c", number=8)], tokenizer, template=THINKING)

@@ -12,13 +12,16 @@ import pytest
 from laws import BLOCKS, FAMILIES, Cell, Shared, recipe, start_model, trained
 
 from ftune import builtin
+from ftune.data.read import Row
 from ftune.data.render import Renderer
+from ftune.data.shape import Sample, to_sample
 from ftune.evaluation import (
     Prediction,
     RowLosses,
     generate,
     likelihood_scores,
     mean_loss,
+    predict,
     predictions_lines,
     text_scores,
 )
@@ -229,3 +232,24 @@ def test_sampling_leaves_no_token_out_that_was_not_asked_to(tmp_path: Path) -> N
     model = lively(tmp_path, "llama")
     options = {"sampling": {"temperature": 1e4, "top_p": 1.0}, "max_new_tokens": 1, "batch_size": 400}
     assert len(set(answers_of(model, ["a"] * 400, **options))) > 60
+
+
+def test_what_is_expected_is_what_was_learned_and_weight_0_is_not_asked_for(tmp_path: Path) -> None:
+    tools = '[{"name": "f", "arguments": {}}]'
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": words, **more}]}
+        for words, more in (("  yes ", {}), ("no", {"weight": 0}), ("", {"tool_calls": json.loads(tools)}))
+    ]
+    samples = [to_sample(Row("rows.jsonl", number, row), "chat", {}) for number, row in enumerate(rows, start=1)]
+    assert all(isinstance(sample, Sample) for sample in samples)
+    form = (
+        "{% for m in messages %}{{ m.content | trim }}{% if m.tool_calls %}<f>{{ m.tool_calls[0].function.name }}</f>"
+    )
+    renderer = Renderer(builtin.tokenizer(), form + "{% endif %}<|im_end|>{% endfor %}")
+    found = predict(
+        lively(tmp_path, "llama"), samples, renderer,  # type: ignore[arg-type]
+        pad_id=256, max_new_tokens=1, batch_size=2, tick=lambda done, total: None,
+    )  # fmt: skip
+    assert [(p.number, p.prompt, p.expected) for p in found] == [
+        (1, "q<|im_end|>", "  yes "), (3, "q<|im_end|>", "<f>f</f>"),
+    ]  # fmt: skip

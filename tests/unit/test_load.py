@@ -68,6 +68,7 @@ data:
   roles: {}
   template: "Q: {{ prompt }}"
   train_on: last
+  system: merge_into_user
   max_length: 512
   overlong: drop
 train:
@@ -169,7 +170,7 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
         "method": {"name": "full"},
         "data": {
             "train": "d.jsonl", "eval": None, "test": None, "format": "auto", "columns": {}, "roles": {},
-            "template": None, "train_on": "completion", "max_length": "auto", "overlong": None,
+            "template": None, "train_on": "completion", "system": "template", "max_length": "auto", "overlong": None,
         },
         "train": {
             "duration": "3 epochs", "max_minutes": None, "batch_size": 32, "micro_batch_size": "auto",

@@ -1,0 +1,174 @@
+"""Conversations become text with supervised spans, and the prompts of generation, by the tokenizer's chat template."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from ftune.data.chat import Turn
+from ftune.data.chat_template import ChatTemplate, Talk, message_of
+from ftune.data.places import Place, Places
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TrainOn = Literal["completion", "last", "all"]
+System = Literal["template", "merge_into_user"]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Text as it enters the tokenizer.
+
+    Args:
+        text: the whole row.
+        spans: supervised character ranges, in order; none where every weight is 0.
+        special: whether the tokenizer puts its own special tokens around the text.
+        ends: whether no EOS is to follow: a supervised terminator ends the text, or nothing of its end is supervised.
+        notes: what the data report should say of such rows.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    special: bool
+    ends: bool
+    notes: tuple[str, ...] = ()
+
+
+class Conversations:
+    """Renders conversations for one tokenizer.
+
+    Args:
+        tokenizer: with a chat template.
+        system: what becomes of system turns.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: System) -> None:
+        self._tokenizer = tokenizer
+        self._system = system
+        self.template = ChatTemplate(tokenizer)
+
+    def prompt(self, turns: Sequence[Turn], tools: str) -> str:
+        """What a model is given to go on after `turns`.
+
+        Raises:
+            ValueError: the template refuses them.
+        """
+        if not turns:
+            raise ValueError("begins with an assistant message, so there is no prompt to answer")
+        return self._text(self._talk(turns, tools), ask=True)
+
+    def render(self, turns: Sequence[Turn], tools: str, train_on: TrainOn) -> Rendered:
+        """All turns up to the last supervised one, with the places of what is supervised.
+
+        Raises:
+            ValueError: the template refuses the conversation, or its turns cannot be told apart.
+        """
+        talk = self._talk(turns, tools)
+        if train_on == "all":
+            return self._whole(talk)
+        answers = [index for index, turn in enumerate(talk.turns) if turn.role == "assistant"]
+        chosen = answers if train_on == "completion" else answers[-1:]
+        learned = [index for index in chosen if talk.turns[index].weight]
+        if not learned:
+            return self._nothing(talk)
+        talk = talk.upto(learned[-1] + 1)  # a template that looks ahead sees what it sees in use
+        text = self._text(talk, ask=False)
+        places, notes = self.places.find(text, talk, learned)
+        spans = tuple((start, end) for start, end, _ in places)
+        _, end, ends = places[-1]
+        return Rendered(text[:end], spans, special=False, ends=ends, notes=(*self._notes(talk), *notes))
+
+    @functools.cached_property
+    def places(self) -> Places:
+        """Where answers are."""
+        return Places(self.template, self.special)
+
+    @functools.cached_property
+    def special(self) -> re.Pattern[str]:
+        """Any special token; one that begins like a longer one comes after it."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        tokens = sorted((str(token.content) for token in added if token.special), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+    def _nothing(self, talk: Talk) -> Rendered:
+        """A row of which nothing is to be learned."""
+        return Rendered(self._text(talk, ask=False), (), special=False, ends=True, notes=self._notes(talk))
+
+    def _whole(self, talk: Talk) -> Rendered:
+        """Everything is supervised, but not the turns of weight 0."""
+        hidden = [index for index, turn in enumerate(talk.turns) if not turn.weight]
+        if len(hidden) == len(talk.turns):
+            return self._nothing(talk)
+        for role in (talk.turns[index].role for index in hidden):
+            if role != "assistant":
+                raise ValueError(f"has weight 0 on a {role} message, which data.train_on all does not obey")
+        text = self._text(talk, ask=False)
+        places: list[Place] = self.places.find(text, talk, hidden)[0] if hidden else []
+        edges = [0, *(edge for start, end, _ in places for edge in (start, end)), len(text)]
+        spans = tuple((a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if text[a:b].strip())
+        text = text[: spans[-1][1]]
+        ended = re.search(rf"(?:{self.special.pattern})\s*$", text)
+        cut = len(text) < edges[-1]
+        return Rendered(text, spans, special=False, ends=cut or ended is not None, notes=self._notes(talk))
+
+    def _talk(self, turns: Sequence[Turn], tools: str) -> Talk:
+        """A conversation as the template takes it."""
+        turns = _merged(turns) if self._system == "merge_into_user" else tuple(turns)
+        calls = any(turn.tool_calls for turn in turns) and self.template.shows("tool_calls", with_tools=bool(tools))
+        messages = tuple(message_of(turn, calls=calls) for turn in turns)
+        return Talk(turns, messages, json.loads(tools) if tools else None)
+
+    def _text(self, talk: Talk, *, ask: bool) -> str:
+        """The whole conversation, with advice where the template refuses it."""
+        try:
+            return self.template.text(talk.messages, ask=ask, tools=talk.tools)
+        except ValueError as error:
+            if not any(turn.role == "system" for turn in talk.turns):
+                raise
+            try:
+                messages = [message_of(turn, calls=True) for turn in _merged(talk.turns)]
+                self.template.text(messages, ask=ask, tools=talk.tools)
+            except ValueError:
+                raise error from None
+            stop = "" if str(error).endswith(("!", "?", ".")) else "."
+            raise ValueError(f"{error}{stop} Set data.system to merge_into_user") from error
+
+    def _notes(self, talk: Talk) -> tuple[str, ...]:
+        """What a row holds that the template does not show, or that the tokenizer takes for its own."""
+        notes = []
+        with_tools = bool(talk.tools)
+        if with_tools and not self.template.shows("tools", with_tools=True):
+            notes.append("tools are described, which the chat template does not show to the model")
+        if any(turn.reasoning for turn in talk.turns) and not self.template.shows(
+            "reasoning_content", with_tools=with_tools
+        ):
+            notes.append("thoughts are apart from answers, where the chat template does not show them to the model")
+        if any(self.special.search(turn.content) for turn in talk.turns):
+            notes.append("words of a message spell a special token of the tokenizer, and are read as that token")
+        return tuple(notes)
+
+
+def _merged(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Turns without system turns: their words stand before those of the user turn that follows.
+
+    Raises:
+        ValueError: none follows.
+    """
+    kept: list[Turn] = []
+    waiting: list[str] = []
+    for turn in turns:
+        if turn.role == "system":
+            waiting += [turn.content] if turn.content.strip() else []
+        elif turn.role == "user" and waiting:
+            kept.append(replace(turn, content="\n\n".join([*waiting, turn.content])))
+            waiting = []
+        else:
+            kept.append(turn)
+    if waiting:
+        raise ValueError("has a system message without a user message after it, so it cannot be merged into one")
+    return tuple(kept)
