@@ -20,7 +20,7 @@ from ftune.recipe import Recipe, sources
 FREE = (
     "train.duration", "train.max_minutes", "train.early_stopping", "train.micro_batch_size",
     "train.activation_checkpointing", "eval.every", "eval.metrics", "eval.generate_every", "eval.max_new_tokens",
-    "eval.guard", "checkpoint", "tracking", "output_dir", "distributed",
+    "eval.guard", "data.max_dropped", "checkpoint", "tracking", "output_dir", "distributed",
 )  # fmt: skip
 """Keys that may change between starts of one run."""
 BY_CONTENT = ("model.name", "model.revision", "data.train", "data.eval", "data.test")

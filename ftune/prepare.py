@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from ftune import methods, objectives
 from ftune.base import family_of, limit_of, load_config, load_tokenizer
-from ftune.data.build import Dataset, build_data
+from ftune.data.build import Dataset, Split, build_data
 from ftune.data.cache import Cache, cache_root
+from ftune.data.encode import Example
 from ftune.data.order import Draw
-from ftune.data.render import Renderer
+from ftune.data.render import Rendered, Renderer
 from ftune.data.samples import Tick
+from ftune.data.shape import Sample
 from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
@@ -24,6 +26,16 @@ from ftune.start import Record, Start, start_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Rows and tokens of a recipe, and what they were made with; no weights were looked at."""
+
+    start: Start
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    dataset: Dataset
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,8 @@ class Prepared:
     plan: Plan
 
 
-def prepare(loaded: Loaded, tick: Tick) -> Prepared:
-    """Look at machine, model and data, and make the plan.
+def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
+    """Read and encode the rows of a recipe.
 
     Raises:
         RecipeError, DataError, MachineError: what was asked cannot be done here.
@@ -69,6 +81,17 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
         tick=tick,
         cache=Cache(cache_root(os.environ, Path.home())),
     )
+    return PreparedData(start, tokenizer, renderer, dataset)
+
+
+def prepare(loaded: Loaded, tick: Tick) -> Prepared:
+    """Look at machine, model and data, and make the plan.
+
+    Raises:
+        RecipeError, DataError, MachineError: what was asked cannot be done here.
+    """
+    recipe, ready = loaded.recipe, prepare_data(loaded, tick)
+    start, tokenizer, dataset = ready.start, ready.tokenizer, ready.dataset
     fingerprint = start.fingerprint()
     record = Record(recipe, loaded.folder, fingerprint, dataset.labels)
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
@@ -78,7 +101,35 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(dataset))
     plan = make_plan(recipe, facts, loaded.source)
-    return Prepared(start, tokenizer, renderer, dataset, draw, record, facts, plan)
+    return Prepared(start, tokenizer, ready.renderer, dataset, draw, record, facts, plan)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One row on its way.
+
+    Args:
+        sample: what it says.
+        rendered: its text; None where the objective renders no whole rows.
+        examples: what the model sees of it; none when it is left out.
+    """
+
+    sample: Sample
+    rendered: Rendered | None
+    examples: list[Example]
+
+
+def look_at_row(loaded: Loaded, ready: PreparedData, place: int, split: Split | None = None) -> Seen:
+    """One row of a split, by default of train: `place` counts from 0 in `split.samples`.
+
+    Raises:
+        ValueError: the row cannot be rendered.
+    """
+    split = split or ready.dataset.train
+    sample = split.samples[place]
+    whole = loaded.recipe.objective.encoding == "next_token"
+    rendered = ready.renderer.render(sample, loaded.recipe.data.train_on) if whole else None
+    return Seen(sample, rendered, split.examples_of(place))
 
 
 def refuse_family(recipe: Recipe, family: str) -> None:

@@ -58,11 +58,11 @@ def rm_cli(
     json: Json = False,
 ) -> None:
     """Delete entries. What a process is making stays."""
-    from ftune.data.cache import listed, remove
+    from ftune.data.cache import Listed, listed, remove
 
     seconds = _seconds(older_than, everything=all)
     root, now = _root(), time.time()
-    removed, kept = [], []
+    removed, kept = list[Listed](), list[Listed]()
     for entry in listed(root):
         if now - entry.used >= seconds:
             (removed if remove(root, entry) else kept).append(entry)

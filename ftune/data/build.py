@@ -50,6 +50,13 @@ class Split:
     fingerprint: str
     hides: bool
 
+    def examples_of(self, place: int) -> list[Example]:
+        """What became of `samples[place]`: its example or windows in order, none for a row that was left out."""
+        if not isinstance(self.examples, Examples):
+            raise ValueError("features are no longer known by their rows")
+        chosen = np.flatnonzero(self.examples.rows == self.samples.chosen[place])
+        return [self.examples[int(number)] for number in chosen]
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -139,8 +139,7 @@ class Cache:
             try:
                 found = self._kept(self.root / kind / key, write, wait)
             except DiskError as error:
-                note = f"the cache cannot be used, so the work is done again next time: {error}"
-                self.notes += [] if note in self.notes else [note]
+                self._note(f"the cache cannot be used, so the work is done again next time: {error}")
         found = found or _temporary(write)
         self.taken += found.taken
         self.made += not found.taken
@@ -160,13 +159,16 @@ class Cache:
             store.publish(_ENTRY, lambda temp: _described(temp, write(temp)), facts)
         return Entry(entry, taken=False)
 
+    def _note(self, text: str) -> None:
+        self.notes += [] if text in self.notes else [text]
+
     def _whole(self, entry: Path) -> bool:
         if not (entry / MANIFEST).is_file():
             return False
         try:
             verify(entry)
         except ArtifactError as error:
-            self.notes.append(f"an entry of the cache was damaged and is made again: {error}")
+            self._note(f"an entry of the cache was damaged and is made again: {error}")
             return False
         with suppress(OSError):
             os.utime(entry / MANIFEST)  # when it was last used

@@ -194,6 +194,12 @@ class Examples(Sequence[Example]):
         return np.searchsorted(self.starts, self.chosen, side="right") - 1
 
     @property
+    def rows(self) -> np.ndarray:
+        """Row of each example, counted through all tables as `Rows` does, int64 [E]."""
+        firsts = np.cumsum([0, *(len(file.table) for file in self.files)])
+        return self._each([file.row + first for file, first in zip(self.files, firsts, strict=False)])
+
+    @property
     def num_tokens(self) -> np.ndarray:
         """Tokens of each example, int64 [E]."""
         return self._each([file.num_tokens for file in self.files])

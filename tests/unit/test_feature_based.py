@@ -28,7 +28,7 @@ from ftune.errors import (
     NotMergeable,
     RecipeError,
 )
-from ftune.features import FeatureSource, cache_folder
+from ftune.features import FeatureSource
 from ftune.listener import Listener
 from ftune.load import Loaded, load_recipe
 from ftune.manifest import sha256_of
@@ -317,14 +317,6 @@ def test_features_that_are_not_finite_name_their_rows(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"says of rows:4 is not finite.*fp32"):
         source(built, tmp_path)(examples(rows), (2,), ("mean",))
     assert not list(tmp_path.rglob("*.npy"))
-
-
-def test_cache_folder(tmp_path: Path) -> None:
-    assert cache_folder({"FTUNE_CACHE": "/a/b"}, tmp_path) == Path("/a/b/features")
-    assert cache_folder({}, tmp_path).is_relative_to(tmp_path)
-    with mock.patch("sys.platform", "linux"):
-        assert cache_folder({"XDG_CACHE_HOME": "/x"}, tmp_path) == Path("/x/ftune/features")
-        assert cache_folder({}, tmp_path) == tmp_path / ".cache" / "ftune" / "features"
 
 
 # -------------------------------------------------------------------------------------------------------- heads
