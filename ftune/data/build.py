@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ftune.data import split as splits
-from ftune.data.cache import Cache, code_version, key_of
+from ftune.data.cache import Cache, Entry, Write, code_version, key_of
 from ftune.data.encode import BAD_ROW, Encoded, Example, encode_rows
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
 from ftune.data.render import Renderer
-from ftune.data.samples import Samples, Tick, read_samples
+from ftune.data.samples import Reader, Samples, Tick, read_samples
 from ftune.data.shape import Sample
 from ftune.data.table import Rows, SampleTable
 from ftune.data.tally import DUPLICATE, Outcome, Report, refuse, refuse_losses
@@ -140,22 +141,45 @@ class TokenMaker:
     Args:
         encoder: how.
         cache: where token files are kept.
-        keys: of the tables.
         tick: hears of progress.
+        made: files by table and, where only some of its rows are encoded, by these.
     """
 
     encoder: Encoder
     cache: Cache
-    keys: dict[SampleTable, str | None]
     tick: Tick
     made: dict[tuple[SampleTable, str], TokenFile] = field(default_factory=dict)
 
-    def outcome(self, name: str, rows: Rows, whole: bool) -> Outcome:
+    def ahead(self, reader: Reader, block: Source) -> SampleTable:
+        """Read a source and encode its rows on the way: one thread waits for the other's work less than for its own."""
+        tables: list[SampleTable] = []
+
+        def write(folder: Path) -> dict[str, Any]:
+            facts: dict[str, Any] = {}
+
+            def follow(rows: Iterator[Sample]) -> None:
+                first = next(rows, None)
+                every = itertools.chain(() if first is None else (first,), rows)
+                answered = first is not None and bool(first.turns)
+                encoded = self.encoder.encode(every, lambda done: None, answered=answered)
+                facts.update(write_tokens(folder, itertools.count(), encoded))
+
+            tables.append(reader.table(block, follow))
+            return facts or self._write(folder, "train", tables[-1], np.arange(len(tables[-1])))
+
+        entry = self._entry(reader.key(block), "all", write)
+        table = tables[-1] if tables else reader.table(block)
+        self.made[table, "all"] = TokenFile(entry, table)
+        self.tick("tokenising train", len(table), len(table))
+        return table
+
+    def outcome(self, name: str, rows: Rows, keys: Mapping[SampleTable, str | None], *, whole: bool) -> Outcome:
         """What becomes of the rows of one split.
 
         Args:
             name: of the split, for people.
             rows: of one or more tables.
+            keys: of the tables.
             whole: encode all rows of the tables, as another split will ask for the others or ask again.
 
         Raises:
@@ -166,31 +190,29 @@ class TokenMaker:
             plain = len(answered) - answered.sum()
             raise DataError(f"{answered.sum()} rows have an answer and {plain} are plain text. Use one kind.")
         every = [np.arange(len(table)) for table in rows.tables] if whole else rows.parts()
-        files = [
-            self._file(name, table, part, answered=bool(answered.any()))
-            for table, part in zip(rows.tables, every, strict=True)
-        ]
-        return Outcome.of(rows, files)
+        pairs = zip(rows.tables, every, strict=True)
+        return Outcome.of(rows, [self._file(name, table, some, keys[table]) for table, some in pairs])
 
-    def _file(self, name: str, table: SampleTable, rows: np.ndarray, *, answered: bool) -> TokenFile:
-        whole = len(rows) == len(table)
-        drawn = "all" if whole else hashlib.sha256(rows.tobytes()).hexdigest()
+    def _file(self, name: str, table: SampleTable, rows: np.ndarray, key: str | None) -> TokenFile:
+        drawn = "all" if len(rows) == len(table) else hashlib.sha256(rows.tobytes()).hexdigest()
         if (table, drawn) not in self.made:
-            of = self.keys[table]
-            key = None if of is None else key_of({"rows": of, "drawn": drawn, "answered": answered, **self._identity})
-
-            def write(folder: Path) -> dict[str, Any]:
-                def told(done: int) -> None:
-                    self.tick(f"tokenising {name}", done, len(rows))
-
-                encoded = self.encoder.encode(Rows((table,), rows), told, answered=answered)
-                facts = write_tokens(folder, rows, encoded)
-                told(len(rows))
-                return facts
-
-            entry = self.cache.entry("tokens", key, write, lambda: self.tick("waiting for another process", 0, 0))
+            entry = self._entry(key, drawn, lambda folder: self._write(folder, name, table, rows))
             self.made[table, drawn] = TokenFile(entry, table)
         return self.made[table, drawn]
+
+    def _entry(self, rows: str | None, drawn: str, write: Write) -> Entry:
+        key = None if rows is None else key_of({"rows": rows, "drawn": drawn, **self._identity})
+        return self.cache.entry("tokens", key, write, lambda: self.tick("waiting for another process", 0, 0))
+
+    def _write(self, folder: Path, name: str, table: SampleTable, rows: np.ndarray) -> dict[str, Any]:
+        def told(done: int) -> None:
+            self.tick(f"tokenising {name}", done, len(rows))
+
+        answered = bool(table.columns["answered"].any())
+        encoded = self.encoder.encode(Rows((table,), rows), told, answered=answered)
+        facts = write_tokens(folder, rows, encoded)
+        told(len(rows))
+        return facts
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -218,18 +240,22 @@ def build_data(
         DataError: rows that cannot be read, rendered or fitted, too many of them, or nothing is left to learn.
     """
     cache = cache or Cache()
+    maker = TokenMaker(Encoder(data, objective, renderer, max_length, (), encoder_decoder), cache, tick)
+    labelled = objective.encoding in ("row_labels", "token_labels")  # all rows must be read before labels are numbered
     samples = read_samples(
-        data, folder, accepted=accepted, seed=seed, max_eval_rows=max_eval_rows, tick=tick, guard=guard, cache=cache
-    )
+        data, folder, accepted=accepted, seed=seed, max_eval_rows=max_eval_rows, tick=tick, guard=guard, cache=cache,
+        ahead=Reader.table if labelled else maker.ahead,
+    )  # fmt: skip
     labels = samples.labels
-    maker = TokenMaker(
-        Encoder(data, objective, renderer, max_length, labels, encoder_decoder), cache, samples.keys, tick
-    )
+    if labelled:
+        maker = TokenMaker(replace(maker.encoder, labels=labels), cache, tick)
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}
     rows |= {f"guard {name}": some for name, some in samples.guard.items()}
     shared = set(samples.train.tables)
     outcomes = {
-        name: maker.outcome(name, some, whole=bool(shared & set(some.tables))) for name, some in rows.items() if some
+        name: maker.outcome(name, some, samples.keys, whole=bool(shared & set(some.tables)))
+        for name, some in rows.items()
+        if some
     }
     refuse(list(outcomes.values()), skip_bad_rows=data.on_bad_row == "skip")
     found = {name: finished(name, outcome, samples, data, seed) for name, outcome in outcomes.items()}
@@ -286,7 +312,7 @@ def encode_split(name: str, rows: Rows, encoder: Encoder, samples: Samples, *, t
     Raises:
         DataError: rows that cannot be rendered or fitted, or none is left to learn from.
     """
-    outcome = TokenMaker(encoder, cache, samples.keys, tick).outcome(name, rows, whole=False)
+    outcome = TokenMaker(encoder, cache, tick).outcome(name, rows, samples.keys, whole=False)
     refuse([outcome], skip_bad_rows=encoder.data.on_bad_row == "skip")
     return finished(name, outcome, samples, encoder.data, 0)
 

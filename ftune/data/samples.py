@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,18 @@ from ftune.recipe import Data, Source, sources
 
 Tick = Callable[[str, int, int], None]
 """Called with (what is going on, done, in all); may raise to stop."""
+Follow = Callable[[Iterator[Sample]], None]
+"""Takes every sample of a source while it is read."""
 NOT_OF_ROWS = {
     "train", "eval", "test", "template", "train_on", "max_length", "overlong", "packing", "on_bad_row", "max_dropped",
 }  # fmt: skip
 """Keys of `data` that do not shape the rows of a source. What is not named here is part of the key of its table."""
+
+
+def exhaust(rows: Iterator[Sample]) -> None:
+    """Let all rows be read."""
+    for _ in rows:
+        pass
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """Reads sources, each into a table of its own."""
 
     data: Data
@@ -80,16 +88,17 @@ class _Reader:
     formats: list[str] = field(default_factory=list)
     keys: dict[SampleTable, str | None] = field(default_factory=dict)
 
-    def table(self, block: Source) -> SampleTable:
-        """The rows of one source, from the cache or its files."""
+    def table(self, block: Source, follow: Follow = exhaust) -> SampleTable:
+        """The rows of one source, from the cache or its files; `follow` takes each sample as it is read."""
         files = locate(block, self.folder)
         named = [str(file) for file in files or []]
-        key = self._key(block, files)
+        key = self.key(block)
 
         def write(folder: Path) -> dict[str, Any]:
+            found: list[str] = []
             with TableWriter(folder) as writer:
-                found = self._write(block, writer)
-            return {**writer.facts(named), "format": found}
+                follow(self._samples(block, writer, found))
+            return {**writer.facts(named), "format": found[0]}
 
         entry = self.cache.entry("rows", key, write, lambda: self.tick("waiting for another process", 0, 0))
         table = SampleTable(entry, named)
@@ -97,8 +106,9 @@ class _Reader:
         self.keys[table] = key
         return table
 
-    def _key(self, block: Source, files: Sequence[Path] | None) -> str | None:
-        """Everything that the table depends on; None where that cannot be told."""
+    def key(self, block: Source) -> str | None:
+        """Everything that the table of a source depends on; None where that cannot be told."""
+        files = locate(block, self.folder)
         if files is None and not re.fullmatch(r"[0-9a-f]{40}", block.revision or ""):
             return None  # what the hub has now may be something else tomorrow
         content = [block.path] if files is None else [_identity(file) for file in files]
@@ -111,8 +121,8 @@ class _Reader:
             "accepted": sorted(self.accepted),
         })  # fmt: skip
 
-    def _write(self, block: Source, writer: TableWriter) -> str:
-        """All rows of a source; returns their format.
+    def _samples(self, block: Source, writer: TableWriter, found: list[str]) -> Iterator[Sample]:
+        """All rows of a source, each once it is written; puts their format into `found` at the end.
 
         Raises:
             DataError: a column is named that no row has.
@@ -133,6 +143,7 @@ class _Reader:
             sample = to_sample(row, chosen, mapping, shown)
             if isinstance(sample, Sample):
                 writer.add(sample)
+                yield sample
             else:
                 writer.refuse(sample)
                 bad += 1
@@ -140,7 +151,7 @@ class _Reader:
             raise DataError(
                 f"{block.path}: no row has the columns that data.columns names: {', '.join(sorted(unseen))}."
             )
-        return chosen
+        found.append(chosen)
 
     def cut(self, table: SampleTable, share: float) -> SampleTable:
         """A table of a single document in two parts, the second to be held out."""
@@ -169,6 +180,7 @@ def read_samples(
     tick: Tick,
     guard: Sequence[str | Source] = (),
     cache: Cache | None = None,
+    ahead: Callable[[Reader, Source], SampleTable] = Reader.table,
 ) -> Samples:
     """Read and check every row of a recipe; needs no tokenizer.
 
@@ -181,15 +193,19 @@ def read_samples(
         tick: hears of progress.
         guard: other rows that are scored before and after.
         cache: where tables are kept; None keeps none.
+        ahead: makes the tables of the training rows, and what it likes besides.
 
     Raises:
         DataError: rows that cannot be read, by file and row.
     """
-    reader = _Reader(data, folder, accepted, cache or Cache(), tick)
+    reader = Reader(data, folder, accepted, cache or Cache(), tick)
     blocks = {"train": sources(data.train), "test": sources(data.test)}
     blocks["eval"] = [] if is_share(data.eval) else sources(data.eval)
     named = {f"guard {name}": [source] for name, source in _named(sources(list(guard))).items()}
-    tables = {name: [reader.table(block) for block in each] for name, each in (blocks | named).items()}
+    tables = {
+        name: [ahead(reader, block) if name == "train" else reader.table(block) for block in each]
+        for name, each in (blocks | named).items()
+    }
     _refuse_bad_rows(tables, data)
     rows = {name: Rows.all(each) for name, each in tables.items()}
     train, held = rows["train"], rows["eval"]
@@ -224,7 +240,7 @@ def _refuse_bad_rows(tables: dict[str, list[SampleTable]], data: Data) -> None:
         raise DataError(f"data.{empty[0]}: every row is bad.", problems=problems)
 
 
-def _held_out(train: Rows, share: float, seed: int, reader: _Reader) -> tuple[Rows, Rows, Rows]:
+def _held_out(train: Rows, share: float, seed: int, reader: Reader) -> tuple[Rows, Rows, Rows]:
     """Training rows, held-out rows and the duplicates that are neither."""
     again = splits.duplicates(train.numbers("content"))
     train, duplicates = train.where(~again), train.where(again)

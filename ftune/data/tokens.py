@@ -33,13 +33,13 @@ _PARTS = {"ids": "end", "is_target": "target_end", "answer": "answer_end", "labe
 """Arrays that are laid end to end, and where the part of each example ends."""
 
 
-def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> dict[str, Any]:
+def write_tokens(folder: Path, rows: Iterable[int], encoded: Iterable[Encoded]) -> dict[str, Any]:
     """Write what became of rows into `folder`; returns the facts that `TokenFile` needs besides the files.
 
     Args:
         folder: to be filled.
-        rows: numbers of the rows in their table, int64 [R].
-        encoded: one for each of them.
+        rows: numbers of the rows in their table, at least R.
+        encoded: what became of each, R.
     """
     reasons: dict[str, int] = {"": 0}
     problems: list[tuple[int, str]] = []
@@ -53,8 +53,9 @@ def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> 
                     columns.add(name, np.concatenate(values) if name in _PARTS else np.array(values))
                     values.clear()
 
-        for position, one in enumerate(encoded):
-            waiting["row"].append(rows[position])
+        position = -1
+        for position, (one, row) in enumerate(zip(encoded, rows, strict=False)):
+            waiting["row"].append(row)
             waiting["reason"].append(reasons.setdefault(one.reason, len(reasons)))
             waiting["truncated"].append(one.truncated)
             waiting["merges"].append(one.merges)
@@ -66,7 +67,7 @@ def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> 
             if (position + 1) % FLUSH == 0:
                 flush()
         flush()
-    return {"rows": len(rows), "reasons": list(reasons), "problems": problems}
+    return {"rows": position + 1, "reasons": list(reasons), "problems": problems}
 
 
 def _lay_out(example: Example, position: int, waiting: dict[str, list[Any]], ends: dict[str, int]) -> None:
