@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ftune.data.cache import Cache, code_version, key_of
-from ftune.data.encode import BAD_ROW, Encoded, Example, encode_rows
-from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
-from ftune.data.encode_pairs import encode_pairs, encode_windows
-from ftune.data.encode_tokens import encode_tokens
+from ftune.data.cache import Cache
+from ftune.data.encode import BAD_ROW, Example
+from ftune.data.make import Encoder, TokenMaker
 from ftune.data.order import Mix
 from ftune.data.render import Renderer
-from ftune.data.samples import Samples, Tick, read_samples
-from ftune.data.shape import Sample
-from ftune.data.table import Rows, SampleTable
+from ftune.data.samples import Reader, Samples, Tick, read_samples
+from ftune.data.table import Rows
 from ftune.data.tally import DUPLICATE, LEAKED, Outcome, Report, refuse, refuse_losses
-from ftune.data.tokens import Examples, TokenFile, write_tokens
+from ftune.data.tokens import Examples
 from ftune.errors import DataError
 from ftune.objectives import Objective
 from ftune.quantities import is_share, parse_share
 from ftune.recipe import Data, Source, sources
-
-NOT_OF_TOKENS = {
-    "train", "eval", "test", "format", "columns", "packing", "on_bad_row", "max_dropped", "group_by", "stratify",
-    "near_duplicates", "leakage",
-}  # fmt: skip
-"""Keys of `data` that do not shape tokens, or do so through the rows. All others are part of a token file's key."""
 
 
 @dataclass(frozen=True)
@@ -93,133 +81,6 @@ class Dataset:
         return self.train.report.labels
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """How samples become examples.
-
-    Args:
-        data: supervised part, overlong policy.
-        objective: kind of example.
-        renderer: of the model's tokenizer.
-        max_length: in tokens.
-        labels: names of the head's outputs.
-        encoder_decoder: whether the model is one.
-    """
-
-    data: Data
-    objective: Objective
-    renderer: Renderer
-    max_length: int
-    labels: tuple[str, ...]
-    encoder_decoder: bool
-
-    def encode(
-        self, rows: Iterable[Sample], tick: Callable[[int], None], *, answered: bool, tokens: bool
-    ) -> Iterator[Encoded]:
-        """What becomes of each of `rows`, in order.
-
-        Args:
-            rows: of one source.
-            tick: hears of progress.
-            answered: whether rows have answers or are plain text.
-            tokens: whether they are tokens already.
-        """
-        data, kind = self.data, self.objective.encoding
-        sizes: dict[str, Any] = {"max_length": self.max_length, "overlong": data.overlong, "tick": tick}
-        if tokens:
-            return encode_tokens(rows, self.renderer, **sizes)
-        if kind == "next_token":
-            return encode_rows(rows, self.renderer, train_on=data.train_on, **sizes)
-        if kind in ("row_labels", "token_labels"):
-            how = Labelling(self.renderer, self.labels, self.max_length, data.overlong, self.encoder_decoder)
-            if kind == "row_labels":
-                return encode_row_labels(rows, how, tick)
-            return encode_token_labels(rows, how, self.objective.label_at, tick)
-        return encode_pairs(rows, self.renderer, **sizes) if answered else encode_windows(rows, self.renderer, **sizes)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that shapes tokens besides the rows."""
-        tokenizer, objective = self.renderer.tokenizer, self.objective
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        return {
-            "code": code_version(Path(__file__).parent),
-            "libraries": {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")},
-            "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-            "special": [type(tokenizer).__name__, special, tokenizer.split_special_tokens],
-            "chat_template": tokenizer.chat_template,
-            "data": self.data.model_dump(mode="json", exclude=NOT_OF_TOKENS),
-            "max_length": self.max_length,
-            "encoding": [objective.encoding, objective.label_at, self.encoder_decoder],
-            "labels": self.labels,
-        }
-
-
-@dataclass(frozen=True)
-class TokenMaker:
-    """Encodes the rows of tables, each table once.
-
-    Args:
-        encoder: how.
-        cache: where token files are kept.
-        keys: of the tables.
-        tick: hears of progress.
-    """
-
-    encoder: Encoder
-    cache: Cache
-    keys: dict[SampleTable, str | None]
-    tick: Tick
-    made: dict[tuple[SampleTable, str], TokenFile] = field(default_factory=dict)
-
-    def outcome(self, name: str, rows: Rows, whole: bool) -> Outcome:
-        """What becomes of the rows of one split.
-
-        Args:
-            name: of the split, for people.
-            rows: of one or more tables.
-            whole: encode all rows of the tables, as another split will ask for the others or ask again.
-
-        Raises:
-            DataError: some have an answer and some are plain text, which these objectives learn from in other ways.
-        """
-        answered = rows.numbers("answered")
-        if self.encoder.objective.encoding in ("pairs", "hidden_tokens") and 0 < answered.sum() < len(answered):
-            plain = len(answered) - answered.sum()
-            raise DataError(f"{answered.sum()} rows have an answer and {plain} are plain text. Use one kind.")
-        every = [np.arange(len(table)) for table in rows.tables] if whole else rows.parts()
-        files = [
-            self._file(name, table, part, answered=bool(answered.any()))
-            for table, part in zip(rows.tables, every, strict=True)
-        ]
-        return Outcome.of(rows, files)
-
-    def _file(self, name: str, table: SampleTable, rows: np.ndarray, *, answered: bool) -> TokenFile:
-        whole = len(rows) == len(table)
-        drawn = "all" if whole else hashlib.sha256(rows.tobytes()).hexdigest()
-        if (table, drawn) not in self.made:
-            of = self.keys[table]
-            key = None if of is None else key_of({"rows": of, "drawn": drawn, "answered": answered, **self._identity})
-
-            def write(folder: Path) -> dict[str, Any]:
-                def told(done: int) -> None:
-                    self.tick(f"tokenising {name}", done, len(rows))
-
-                tokens = table.facts["format"] == "tokens"
-                encoded = self.encoder.encode(Rows((table,), rows), told, answered=answered, tokens=tokens)
-                facts = write_tokens(folder, rows, encoded)
-                told(len(rows))
-                return facts
-
-            entry = self.cache.entry("tokens", key, write, lambda: self.tick("waiting for another process", 0, 0))
-            self.made[table, drawn] = TokenFile(entry, table)
-        return self.made[table, drawn]
-
-    @functools.cached_property
-    def _identity(self) -> dict[str, Any]:
-        return self.encoder.identity
-
-
 def build_data(
     data: Data,
     folder: Path,
@@ -241,18 +102,22 @@ def build_data(
         DataError: rows that cannot be read, rendered or fitted, too many of them, or nothing is left to learn.
     """
     cache = cache or Cache()
+    maker = TokenMaker(Encoder(data, objective, renderer, max_length, (), encoder_decoder), cache, tick)
+    labelled = objective.encoding in ("row_labels", "token_labels")  # all rows must be read before labels are numbered
     samples = read_samples(
-        data, folder, accepted=accepted, seed=seed, max_eval_rows=max_eval_rows, tick=tick, guard=guard, cache=cache
-    )
+        data, folder, accepted=accepted, seed=seed, max_eval_rows=max_eval_rows, tick=tick, guard=guard, cache=cache,
+        ahead=Reader.table if labelled else maker.ahead,
+    )  # fmt: skip
     labels = samples.labels
-    maker = TokenMaker(
-        Encoder(data, objective, renderer, max_length, labels, encoder_decoder), cache, samples.keys, tick
-    )
+    if labelled:
+        maker = TokenMaker(replace(maker.encoder, labels=labels), cache, tick)
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}
     rows |= {f"guard {name}": some for name, some in samples.guard.items()}
     shared = set(samples.train.tables)
     outcomes = {
-        name: maker.outcome(name, some, whole=bool(shared & set(some.tables))) for name, some in rows.items() if some
+        name: maker.outcome(name, some, samples.keys, whole=bool(shared & set(some.tables)))
+        for name, some in rows.items()
+        if some
     }
     refuse(list(outcomes.values()), skip_bad_rows=data.on_bad_row == "skip")
     found = {name: finished(name, outcome, samples, data) for name, outcome in outcomes.items()}
@@ -308,7 +173,7 @@ def encode_split(name: str, rows: Rows, encoder: Encoder, samples: Samples, *, t
     Raises:
         DataError: rows that cannot be rendered or fitted, or none is left to learn from.
     """
-    outcome = TokenMaker(encoder, cache, samples.keys, tick).outcome(name, rows, whole=False)
+    outcome = TokenMaker(encoder, cache, tick).outcome(name, rows, samples.keys, whole=False)
     refuse([outcome], skip_bad_rows=encoder.data.on_bad_row == "skip")
     return finished(name, outcome, samples, encoder.data)
 

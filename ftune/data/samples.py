@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,19 @@ from ftune.recipe import Data, Source, sources
 
 Tick = Callable[[str, int, int], None]
 """Called with (what is going on, done, in all); may raise to stop."""
+Follow = Callable[[Iterator[Sample]], None]
+"""Takes every sample of a source while it is read."""
 NOT_OF_ROWS = {
     "train", "eval", "test", "template", "train_on", "max_length", "overlong", "packing", "on_bad_row", "max_dropped",
     "group_by", "stratify", "near_duplicates", "leakage",
 }  # fmt: skip
 """Keys of `data` that do not shape the rows of a source. What is not named here is part of the key of its table."""
+
+
+def exhaust(rows: Iterator[Sample]) -> None:
+    """Let all rows be read."""
+    for _ in rows:
+        pass
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """Reads sources, each into a table of its own."""
 
     data: Data
@@ -86,15 +94,16 @@ class _Reader:
     readings: list[str] = field(default_factory=list)
     keys: dict[SampleTable, str | None] = field(default_factory=dict)
 
-    def table(self, block: Source, group_by: str | None) -> SampleTable:
-        """The rows of one source, from the cache or its files, in groups by a column."""
+    def table(self, block: Source, follow: Follow = exhaust) -> SampleTable:
+        """The rows of one source, from the cache or its files; `follow` takes each sample as it is read."""
         files = locate(block, self.folder)
         named = [str(file) for file in files or []]
-        key = self._key(block, None if files is None else files_of(block, self.folder), group_by)
+        key = self.key(block)
 
         def write(folder: Path) -> dict[str, Any]:
-            with TableWriter(folder, group_by) as writer:
-                found = self._write(block, writer, group_by)
+            found: dict[str, Any] = {}
+            with TableWriter(folder, self._group_by(block)) as writer:
+                follow(self._samples(block, writer, found))
             return {**writer.facts(named), **found}
 
         entry = self.cache.entry("rows", key, write, lambda: self.tick("waiting for another process", 0, 0))
@@ -104,8 +113,12 @@ class _Reader:
         self.keys[table] = key
         return table
 
-    def _key(self, block: Source, files: Sequence[Path] | None, group_by: str | None) -> str | None:
-        """Everything that the table depends on; None where that cannot be told."""
+    def _group_by(self, block: Source) -> str | None:
+        return self.data.group_by if is_share(self.data.eval) and block in sources(self.data.train) else None
+
+    def key(self, block: Source) -> str | None:
+        """Everything that the table of a source depends on; None where that cannot be told."""
+        files = None if locate(block, self.folder) is None else files_of(block, self.folder)
         if files is None and not re.fullmatch(r"[0-9a-f]{40}", block.revision or ""):
             return None  # what the hub has now may be something else tomorrow
         content = [block.path] if files is None else [_identity(file) for file in files]
@@ -114,13 +127,13 @@ class _Reader:
             "content": content,
             "source": block.model_dump(mode="json", exclude={"path", "weight"}),
             "data": self.data.model_dump(mode="json", exclude=NOT_OF_ROWS),
-            "group_by": group_by,
+            "group_by": self._group_by(block),
             "shown": template_columns(self.data.template),
             "accepted": sorted(self.accepted),
         })  # fmt: skip
 
-    def _write(self, block: Source, writer: TableWriter, group_by: str | None) -> dict[str, Any]:
-        """All rows of a source; returns their format, and how they were read.
+    def _samples(self, block: Source, writer: TableWriter, found: dict[str, Any]) -> Iterator[Sample]:
+        """All rows of a source, each once it is written; puts format and notes into `found` at the end.
 
         Raises:
             DataError: a column is named that no row has.
@@ -129,6 +142,7 @@ class _Reader:
         chosen: str = block.format or self.data.format
         shown, unseen, bad = template_columns(self.data.template), named_columns(mapping), 0
         readings: list[str] | None = None
+        group_by = self._group_by(block)
         for count, row in enumerate(read_source(block, self.folder)):
             if count % 1000 == 0:
                 self.tick(f"reading {block.path}", count, 0)
@@ -146,15 +160,16 @@ class _Reader:
             problem = group_problem(row, group_by)
             if isinstance(sample, Sample) and problem is None:
                 writer.add(sample)
+                yield sample
             else:
-                found = [] if isinstance(sample, Sample) else sample
-                writer.refuse(found if problem is None else [*found, problem])
+                wrong = [] if isinstance(sample, Sample) else sample
+                writer.refuse(wrong if problem is None else [*wrong, problem])
                 bad += 1
         if unseen and not bad:  # an optional column: of any other, each row would have told
             raise DataError(
                 f"{block.path}: no row has the columns that data.columns names: {', '.join(sorted(unseen))}."
             )
-        return {"format": chosen, "readings": readings or []}
+        found.update({"format": chosen, "readings": readings or []})
 
     def cut(self, table: SampleTable, share: float) -> SampleTable:
         """A table of a single document in two parts, the second to be held out."""
@@ -183,6 +198,7 @@ def read_samples(
     tick: Tick,
     guard: Sequence[str | Source] = (),
     cache: Cache | None = None,
+    ahead: Callable[[Reader, Source], SampleTable] = Reader.table,
 ) -> Samples:
     """Read and check every row of a recipe; needs no tokenizer.
 
@@ -195,17 +211,18 @@ def read_samples(
         tick: hears of progress.
         guard: other rows that are scored before and after.
         cache: where tables are kept; None keeps none.
+        ahead: makes the tables of the training rows, and what it likes besides.
 
     Raises:
         DataError: rows that cannot be read, by file and row.
     """
-    reader = _Reader(data, folder, accepted, cache or Cache(), tick)
+    reader = Reader(data, folder, accepted, cache or Cache(), tick)
     blocks = {"train": sources(data.train), "test": sources(data.test)}
     blocks["eval"] = [] if is_share(data.eval) else sources(data.eval)
     guards = {f"guard {name}": [source] for name, source in named(sources(list(guard))).items()}
-    group_by = {"train": data.group_by} if is_share(data.eval) else {}
     tables = {
-        name: [reader.table(block, group_by.get(name)) for block in each] for name, each in (blocks | guards).items()
+        name: [ahead(reader, block) if name == "train" else reader.table(block) for block in each]
+        for name, each in (blocks | guards).items()
     }
     _refuse_bad_rows(tables, data)
     rows = {name: Rows.all(each) for name, each in tables.items()}

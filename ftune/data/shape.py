@@ -176,11 +176,7 @@ def to_sample(
     """
     row = reach(row, mapping)
     if row_format == "chat":
-        turns, tools = read_turns(row, mapping, roles or {}), read_tools(row, mapping)
-        if isinstance(turns, list) or isinstance(tools, RowProblem):
-            wrong = [tools] if isinstance(tools, RowProblem) else []
-            return [*turns, *wrong] if isinstance(turns, list) else wrong
-        return Sample(row, turns=turns, fields=without_nan(row.values), shown=shown, tools=tools)
+        return _conversation(row, mapping, shown, roles or {})
     if row_format in LABELLED:
         return _labelled(row, row_format, mapping, shown)
     if row_format == "multiple_choice":
@@ -212,6 +208,17 @@ def to_sample(
         turns = (Turn("user", fields["prompt"]), Turn("assistant", fields["completion"]))
     system = (Turn("system", fields["system"]),) if fields.get("system") else ()
     return Sample(row, turns=(*system, *turns), fields=fields, shown=shown)
+
+
+def _conversation(
+    row: Row, mapping: Mapping[str, str], shown: tuple[str, ...], roles: Mapping[str, str]
+) -> Sample | list[RowProblem]:
+    """Messages and the tools that they may call."""
+    turns, tools = read_turns(row, mapping, roles), read_tools(row, mapping)
+    if isinstance(turns, list) or isinstance(tools, RowProblem):
+        wrong = [tools] if isinstance(tools, RowProblem) else []
+        return [*turns, *wrong] if isinstance(turns, list) else wrong
+    return Sample(row, turns=turns, fields=without_nan(row.values), shown=shown, tools=tools)
 
 
 def _chosen(row: Row, mapping: Mapping[str, str], shown: tuple[str, ...]) -> Sample | list[RowProblem]:

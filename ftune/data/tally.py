@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -111,7 +111,7 @@ class Outcome:
         examples = self.examples
         report = Report(rows=len(self.rows), windows=len(examples))
         report.count(examples)
-        names, reasons = self._reasons()
+        names, reasons = self._named("reason")
         counts = np.bincount(reasons, minlength=len(names))
         report.dropped = {name: int(counts[number]) for number, name in enumerate(names) if name and counts[number]}
         shown = [np.flatnonzero(reasons == number)[: DataError.SHOWN] for number, name in enumerate(names) if name]
@@ -128,13 +128,16 @@ class Outcome:
             )
         if lost := int(self._each("lost").sum()):
             report.notes.append(f"{lost} words have no token of their own (cut off, or unknown to the tokenizer).")
+        notes, numbers = self._named("note")
+        said = np.bincount(numbers, minlength=len(notes))
+        report.notes += [f"{said[number]} rows: {note}." for number, note in enumerate(notes) if note and said[number]]
         return report
 
-    def _reasons(self) -> tuple[list[str], np.ndarray]:
-        """Every reason, and the number of each row's; that of a kept row is empty."""
-        names = list(dict.fromkeys(name for file in self.files for name in file.facts["reasons"]))
+    def _named(self, what: Literal["reason", "note"]) -> tuple[list[str], np.ndarray]:
+        """Every reason or note, and the number of each row's; a row without one has the empty one."""
+        names = list(dict.fromkeys(name for file in self.files for name in file.facts[f"{what}s"]))
         each = [
-            np.array([names.index(name) for name in file.facts["reasons"]])[file.columns["reason"][mask]]
+            np.array([names.index(name) for name in file.facts[f"{what}s"]])[file.columns[what][mask]]
             for file, mask in zip(self.files, self.masks, strict=True)
         ]
         return names, np.concatenate(each)

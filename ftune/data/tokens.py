@@ -25,7 +25,7 @@ FLUSH = 512
 """Rows whose examples are written together."""
 _TYPES = {
     "ids": "i4", "is_target": "u1", "end": "i8", "target_end": "i8", "num_bytes": "i8", "num_targets": "i8", "of": "i8",
-    "digest": "u8", "row": "i8", "reason": "u1", "truncated": "u1", "merges": "u1", "lost": "i4",
+    "digest": "u8", "row": "i8", "reason": "u1", "truncated": "u1", "merges": "u1", "lost": "i4", "note": "u1",
 }  # fmt: skip
 """Arrays that every file has: of tokens, of examples, of rows."""
 _OPTIONAL = ("answer", "answer_end", "labels", "label_end")
@@ -33,15 +33,16 @@ _PARTS = {"ids": "end", "is_target": "target_end", "answer": "answer_end", "labe
 """Arrays that are laid end to end, and where the part of each example ends."""
 
 
-def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> dict[str, Any]:
+def write_tokens(folder: Path, rows: Iterable[int], encoded: Iterable[Encoded]) -> dict[str, Any]:
     """Write what became of rows into `folder`; returns the facts that `TokenFile` needs besides the files.
 
     Args:
         folder: to be filled.
-        rows: numbers of the rows in their table, int64 [R].
-        encoded: one for each of them.
+        rows: numbers of the rows in their table, at least R.
+        encoded: what became of each, R.
     """
     reasons: dict[str, int] = {"": 0}
+    notes: dict[str, int] = {"": 0}
     problems: list[tuple[int, str]] = []
     ends = dict.fromkeys(_PARTS.values(), 0)
     with ColumnsWriter(folder, _TYPES) as columns:
@@ -53,12 +54,14 @@ def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> 
                     columns.add(name, np.concatenate(values) if name in _PARTS else np.array(values))
                     values.clear()
 
-        for position, one in enumerate(encoded):
-            waiting["row"].append(rows[position])
+        position = -1
+        for position, (one, row) in enumerate(zip(encoded, rows, strict=False)):
+            waiting["row"].append(row)
             waiting["reason"].append(reasons.setdefault(one.reason, len(reasons)))
             waiting["truncated"].append(one.truncated)
             waiting["merges"].append(one.merges)
             waiting["lost"].append(one.lost)
+            waiting["note"].append(notes.setdefault(one.note, len(notes)))
             if one.message and len(problems) < KEPT_PROBLEMS:
                 problems.append((position, one.message))
             for example in one.examples:
@@ -66,7 +69,7 @@ def write_tokens(folder: Path, rows: np.ndarray, encoded: Iterable[Encoded]) -> 
             if (position + 1) % FLUSH == 0:
                 flush()
         flush()
-    return {"rows": len(rows), "reasons": list(reasons), "problems": problems}
+    return {"rows": position + 1, "reasons": list(reasons), "notes": list(notes), "problems": problems}
 
 
 def _lay_out(example: Example, position: int, waiting: dict[str, list[Any]], ends: dict[str, int]) -> None:

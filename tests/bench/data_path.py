@@ -2,9 +2,9 @@
 
     python tests/bench/data_path.py [--megabytes 1000] [--threads 2] [--kind pairs]
 
-Makes JSON lines of about 150 tokens and trains a tokenizer on some of them. Then a fresh process reads, renders, tokenises and
-writes all rows as `ftune train` would, and starts a second time from its cache. Another fresh process gives texts that
-are in memory already to `encode_batch`, before and after, with the same number of threads.
+Makes JSON lines of about 150 tokens and trains a tokenizer on some of them. Then a fresh process reads, renders,
+tokenises and writes all rows as `ftune train` would, and starts a second time from its cache. Another fresh process
+gives texts that are in memory already to `encode_batch`, before and after, with the same number of threads.
 """
 
 from __future__ import annotations
@@ -139,18 +139,15 @@ def main() -> None:
         first = fresh("data_path", folder, asked.threads)
         bares.append(fresh("bare", folder, asked.threads))
         second = fresh("data_path", folder, asked.threads)
-    print(
-        f"{asked.megabytes:g} MB of JSON lines ({asked.kind}), {first['rows']:,} rows, {first['tokens']:,} tokens, {asked.threads} threads"
-    )
-    for what in ("seconds", "cpu_seconds"):
-        plain = sum(part["tokens"] for part in bares) / sum(part[what] for part in bares)
-        ours = first["tokens"] / first[what]
-        print(
-            f"tokens per {what[:-1].replace('_', ' ')}: {ours:,.0f}, bare encode_batch {plain:,.0f}, ratio {ours / plain:.2f}"
-        )
+    size = f"{asked.megabytes:g} MB of JSON lines ({asked.kind}), {first['rows']:,} rows, {first['tokens']:,} tokens"
+    print(f"{size}; {asked.threads} threads of the tokenizer")
+    for what in ("second", "cpu_second"):
+        plain = sum(part["tokens"] for part in bares) / sum(part[f"{what}s"] for part in bares)
+        ours = first["tokens"] / first[f"{what}s"]
+        print(f"tokens per {what}: {ours:,.0f}, bare encode_batch {plain:,.0f}, ratio {ours / plain:.2f}")
     print(f"peak memory {first['peak_mib']:,.0f} MiB, of which {first['imports_mib']:,.0f} MiB imports and tokenizer")
-    print(f"first start {first['seconds']:,.1f} s ({first['story']}), second {second['seconds']:,.1f} s ({second['story']}), "
-          f"peak {second['peak_mib']:,.0f} MiB")  # fmt: skip
+    for which, part in (("first", first), ("second", second)):
+        print(f"{which} start {part['seconds']:,.1f} s ({part['story']}), peak memory {part['peak_mib']:,.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -37,13 +37,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each time that a source is tokenised."""
+    """Rows that were tokenised, one number for each time that a source is."""
     seen: list[int] = []
     original = building.encode_rows
 
     def counted(rows: Any, *arguments: Any, **options: Any) -> Any:
-        seen.append(len(rows))
-        return original(rows, *arguments, **options)
+        seen.append(0)
+        for one in original(rows, *arguments, **options):
+            seen[-1] += 1
+            yield one
 
     monkeypatch.setattr(building, "encode_rows", counted)
     return seen
@@ -218,7 +220,7 @@ def test_bad_rows_are_kept_too_and_policies_are_not(tmp_path: Path) -> None:
     cache = Cache(root)
     report = build(tmp_path, cache, on_bad_row="skip", max_dropped="3%").train.report
     assert (report.rows, report.kept, report.dropped) == (41, 40, {"bad_row": 1})
-    assert (cache.taken, cache.made) == (1, 1)
+    assert (cache.taken, cache.made) == (2, 0)
     with pytest.raises(DataError, match="a.jsonl:41 completion: is empty."):
         build(tmp_path, Cache(root))
 

@@ -11,9 +11,10 @@ import pytest
 from tiny_tokenizers import TOKENIZERS, byte_tokenizer
 
 from ftune import builtin
-from ftune.data.build import Encoder, build_data, encode_split
+from ftune.data.build import build_data, encode_split
 from ftune.data.cache import Cache
 from ftune.data.labelled import label_names
+from ftune.data.make import Encoder
 from ftune.data.render import Renderer
 from ftune.data.samples import Samples, read_samples
 from ftune.errors import DataError

@@ -171,6 +171,8 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
         "data": {
             "train": "d.jsonl", "eval": None, "test": None, "format": "auto", "columns": {}, "roles": {},
             "template": None, "train_on": "completion", "system": "template", "max_length": "auto", "overlong": None,
+            "group_by": None, "stratify": False, "near_duplicates": "auto", "leakage": "warn", "on_bad_row": "error",
+            "max_dropped": "1%", "packing": "auto",
         },
         "train": {
             "duration": "3 epochs", "max_minutes": None, "batch_size": 32, "micro_batch_size": "auto",
