@@ -37,8 +37,40 @@ class Prepared:
     plan: Plan
 
 
+@dataclass(frozen=True)
+class Tokenised:
+    """Rows as they enter the model, and what made them so."""
+
+    start: Start
+    tokenizer: PreTrainedTokenizerBase
+    family: str
+    max_length: int
+    renderer: Renderer
+    dataset: Dataset
+    draw: Draw | None
+
+
 def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     """Look at machine, model and data, and make the plan.
+
+    Raises:
+        RecipeError, DataError, MachineError: what was asked cannot be done here.
+    """
+    recipe, rows = loaded.recipe, tokenise(loaded, tick)
+    start, tokenizer = rows.start, rows.tokenizer
+    fingerprint = start.fingerprint()
+    record = Record(recipe, loaded.folder, fingerprint, rows.dataset.labels)
+    tick("counting parameters", 0, 0)
+    method = recipe.learner.bound(recipe.objective)
+    model = look_at_model(start.base, record.head(tokenizer), method, tokenizer, fingerprint)
+    machine = look_at_machine(loaded.output_dir)
+    facts = Facts(machine, model, facts_of_data(rows.dataset))
+    plan = make_plan(recipe, facts, loaded.source)
+    return Prepared(start, tokenizer, rows.renderer, rows.dataset, rows.draw, record, facts, plan)
+
+
+def tokenise(loaded: Loaded, tick: Tick) -> Tokenised:
+    """Read, render and encode the rows of a recipe; of the model, configuration and tokenizer are enough.
 
     Raises:
         RecipeError, DataError, MachineError: what was asked cannot be done here.
@@ -65,16 +97,8 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
         encoder_decoder=family == "encoder_decoder",
         tick=tick,
     )
-    fingerprint = start.fingerprint()
-    record = Record(recipe, loaded.folder, fingerprint, dataset.labels)
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
-    tick("counting parameters", 0, 0)
-    method = recipe.learner.bound(recipe.objective)
-    model = look_at_model(start.base, record.head(tokenizer), method, tokenizer, fingerprint)
-    machine = look_at_machine(loaded.output_dir)
-    facts = Facts(machine, model, facts_of_data(dataset))
-    plan = make_plan(recipe, facts, loaded.source)
-    return Prepared(start, tokenizer, renderer, dataset, draw, record, facts, plan)
+    return Tokenised(start, tokenizer, family, max_length, renderer, dataset, draw)
 
 
 def refuse_family(recipe: Recipe, family: str) -> None:

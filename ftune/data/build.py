@@ -231,7 +231,9 @@ def build_data(
         raise DataError(problems=problems)
     _note(train.report, samples)
     train = _weighted(train, seed)
-    template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
+    labelled = objective.encoding in ("row_labels", "token_labels")
+    as_it_is = samples.formats == ("text",) or (labelled and renderer.template is None)
+    template = "no template: text as it is" if as_it_is else renderer.description
     kept = {name: split for name, split in guarded.items() if split is not None}
     return Dataset(train, held, test, samples.formats, template, labels, kept)
 

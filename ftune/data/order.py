@@ -61,6 +61,16 @@ Draw = Callable[[Example, int], Example]
 """What an objective hides of an example, as a function of a seed."""
 
 
+def draw_seed(seed: int, epoch: int, index: int) -> int:
+    """What an epoch of training hides of example `index`."""
+    return derived_seed("draw", seed, epoch, index)
+
+
+def held_out_seed(index: int) -> int:
+    """What every evaluation hides of example `index`."""
+    return derived_seed("held-out", index)
+
+
 def window(
     examples: Sequence[Example],
     step: int,
@@ -77,9 +87,7 @@ def window(
     per_epoch = steps_per_epoch(len(examples), batch_size)
     epoch, position = divmod(step, per_epoch)
     chosen = permutation(seed, epoch, len(examples))[position * batch_size : (position + 1) * batch_size]
-    drawn = (
-        examples[i] if draw is None else draw(examples[i], derived_seed("draw", seed, epoch, int(i))) for i in chosen
-    )
+    drawn = (examples[i] if draw is None else draw(examples[i], draw_seed(seed, epoch, int(i))) for i in chosen)
     by_length = sorted(drawn, key=lambda example: -example.num_tokens)
     starts = range(0, len(by_length), micro_batch_size)
     return Window(step, tuple(tuple(by_length[i : i + micro_batch_size]) for i in starts))

@@ -1,0 +1,220 @@
+"""Rows of a recipe as they enter the model, chosen for people to look at. Loads no weights, prints nothing."""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from ftune.data.build import Encoder, Split, Tick
+from ftune.data.encode import Example, Report
+from ftune.data.order import draw_seed, held_out_seed, permutation
+from ftune.data.shape import Sample
+from ftune.data.view import Lens, View
+from ftune.errors import Problem, RecipeError
+from ftune.load import Loaded
+from ftune.prepare import Tokenised, tokenise
+from ftune.recipe import sources
+
+SplitName = Literal["train", "eval", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "eval", "test")
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which examples are wanted.
+
+    Args:
+        split: of which split.
+        rows: at most so many.
+        number: of one row (its line) instead of the first; of whatever file, unless `file` names the end of its path.
+        file: see there.
+        shuffle: in the order in which the first epoch meets them.
+    """
+
+    split: SplitName = "train"
+    rows: int = 5
+    number: int | None = None
+    file: str | None = None
+    shuffle: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was asked for, and all that is known of the rows."""
+
+    rows: Tokenised
+    views: list[View]
+
+    @property
+    def splits(self) -> dict[SplitName, Split]:
+        """The splits that the recipe has."""
+        return splits_of(self.rows)
+
+
+def splits_of(rows: Tokenised) -> dict[SplitName, Split]:
+    """The splits that the recipe has, by name."""
+    dataset = rows.dataset
+    found: dict[SplitName, Split | None] = {"train": dataset.train, "eval": dataset.eval, "test": dataset.test}
+    return {name: split for name, split in found.items() if split is not None}
+
+
+def look_at_rows(loaded: Loaded, request: Request, tick: Tick) -> Seen:
+    """Tokenise the recipe's rows and look at those that are asked for.
+
+    Raises:
+        RecipeError: there is no such split, or no such row in it.
+        DataError, MachineError: what the recipe asks cannot be done here.
+    """
+    rows = tokenise(loaded, tick)
+    known = splits_of(rows)
+    if request.split not in known:
+        message = f"the recipe has no {request.split} rows. It has: {', '.join(known)}."
+        raise RecipeError([Problem(f"data.{request.split}", message, "--split")])
+    looker = _Looker(loaded, rows, request.split, known[request.split])
+    views = looker.views(_chosen(looker.split.examples, request, loaded.recipe.seed), request.rows)
+    if request.number is not None and not views and request.rows:
+        views = [looker.left_out(_wanted(known, request))]
+    return Seen(rows, views)
+
+
+def _chosen(examples: Sequence[Example], request: Request, seed: int) -> Iterator[int]:
+    """Numbers of examples, lazily: the first, one row's, or all in the order of the first epoch."""
+    if request.number is not None:
+        yield from (i for i in range(len(examples)) if _is_wanted(examples[i].file, examples[i].number, request))
+    elif request.shuffle:
+        yield from map(int, permutation(seed, 0, len(examples)))
+    else:
+        yield from range(len(examples))
+
+
+def _is_wanted(file: str, number: int, request: Request) -> bool:
+    if number != request.number:
+        return False
+    return request.file is None or file == request.file or file.endswith(f"/{request.file.removeprefix('./')}")
+
+
+def _wanted(known: dict[SplitName, Split], request: Request) -> Sample:
+    """The sample of a row that gave no example.
+
+    Raises:
+        RecipeError: the split has no such row; says where it is, or what became of it.
+    """
+
+    def find(split: Split) -> Sample | None:
+        return next((s for s in split.samples if _is_wanted(s.row.file, s.row.number, request)), None)
+
+    found = find(known[request.split])
+    if found is not None:
+        return found
+    elsewhere = [name for name, split in known.items() if name != request.split and find(split) is not None]
+    if elsewhere:
+        hint = f"It is in {elsewhere[0]}: add --split {elsewhere[0]}."
+    else:
+        copies = known["train"].report.dropped.get("duplicate", 0)
+        hint = "Rows are counted from 1, by their line, as errors name them."
+        hint += f" {copies} exact duplicates of other rows are left out before the split." if copies else ""
+    place = f"{request.file}:{request.number}" if request.file else f"row {request.number}"
+    raise RecipeError([Problem("", f"{request.split} has no {place}. {hint}", "--row")])
+
+
+class _Looker:
+    """Turns the examples of one split into views."""
+
+    def __init__(self, loaded: Loaded, rows: Tokenised, name: SplitName, split: Split) -> None:
+        self.recipe, self.rows, self.split, self.held_out = loaded.recipe, rows, split, name != "train"
+        core, objective = rows.tokenizer.backend_tokenizer, loaded.recipe.objective
+        self.lens = Lens(
+            decode=lambda ids: str(core.decode(ids, skip_special_tokens=False)),
+            special_ids=rows.renderer.special_ids,
+            encoding=objective.encoding,
+            names=rows.dataset.labels,
+        )
+        self.repeats = not self.held_out and any(source.weight > 1 for source in sources(loaded.recipe.data.train))
+        self.group = range(0)
+        self.starts: list[int] = []
+
+    def views(self, chosen: Iterator[int], at_most: int) -> list[View]:
+        """The chosen examples; of equal ones that an epoch has side by side, one."""
+        found: dict[int, tuple[Example, tuple[int, int, int]]] = {}
+        for i in chosen:
+            if len(found) == at_most:
+                break
+            example = self.split.examples[i]
+            first, *windows = self._window(i, example)
+            found.setdefault(first, (example, (windows[0], windows[1], windows[2])))
+        samples = self._samples({(example.file, example.number) for example, _ in found.values()})
+        return [
+            self._view(i, example, windows, samples.get((example.file, example.number)))
+            for i, (example, windows) in found.items()
+        ]
+
+    def _window(self, i: int, example: Example) -> tuple[int, int, int, int]:
+        """The first example that is equal to i, which part of its row it is, of how many, and how often it is there."""
+        examples = self.split.examples
+        if i not in self.group:
+            first, end = i, i + 1
+            while first > 0 and examples[first - 1].place == example.place:
+                first -= 1
+            while end < len(examples) and examples[end].place == example.place:
+                end += 1
+            self.group = range(first, end)
+            self.starts = [
+                j for j in self.group if j == first or not (self.repeats and _equal(examples[j - 1], examples[j]))
+            ]
+        part = bisect_right(self.starts, i)
+        bounds = [*self.starts[part - 1 : part + 1], self.group.stop]
+        return bounds[0], part, len(self.starts), bounds[1] - bounds[0]
+
+    def _samples(self, places: set[Place]) -> dict[Place, Sample]:
+        """The rows of some examples, where the examples do not say enough."""
+        if not (self.split.report.truncated or self.lens.encoding == "token_labels"):
+            return {}
+        found: dict[Place, Sample] = {}
+        for sample in self.split.samples:
+            place = (sample.row.file, sample.row.number)
+            if place in places:
+                found.setdefault(place, sample)
+                if len(found) == len(places):
+                    break
+        return found
+
+    def _view(self, i: int, example: Example, windows: tuple[int, int, int], sample: Sample | None) -> View:
+        draw = self.rows.draw
+        seed = held_out_seed(i) if self.held_out else draw_seed(self.recipe.seed, 0, i)
+        drawn = example if draw is None else draw(example, seed)
+        window, number, times = windows
+        whole = self._alone(sample, sys.maxsize)[0] if sample is not None and number == 1 else []
+        words = () if sample is None else sample.words
+        view = self.lens.view(example, drawn=drawn, whole=whole[0] if whole else None, words=words)
+        return replace(view, window=window, windows=number, times=times)
+
+    def left_out(self, sample: Sample) -> View:
+        """A row that is not trained on, whole, with the reason."""
+        dropped = self._alone(sample, self.rows.max_length)[1].dropped
+        whole, report = self._alone(sample, sys.maxsize)
+        example = whole[0] if whole else self._nothing(sample)
+        view = self.lens.view(example, drawn=example, whole=None, words=sample.words)
+        return replace(view, dropped=next(iter(dropped or report.dropped), "not drawn by its source's weight"))
+
+    def _nothing(self, sample: Sample) -> Example:
+        """An example for a row that leaves nothing to learn: empty."""
+        none = np.zeros(0, dtype=np.int32)
+        return Example(none, none.astype(bool), 0, sample.row.file, sample.row.number)
+
+    def _alone(self, sample: Sample, max_length: int) -> tuple[Sequence[Example], Report]:
+        """One row, encoded as the split was but for its length."""
+        rows, recipe = self.rows, self.recipe
+        joint = rows.family == "encoder_decoder"
+        encoder = Encoder(recipe.data, recipe.objective, rows.renderer, max_length, rows.dataset.labels, joint)
+        return encoder.encode([sample], lambda done: None)
+
+
+def _equal(one: Example, other: Example) -> bool:
+    """Whether two examples of one row are the same window."""
+    return np.array_equal(one.ids, other.ids) and np.array_equal(one.is_target, other.is_target)
