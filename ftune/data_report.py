@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ftune.data.build import Dataset, Split
-from ftune.data.encode import Report
+from ftune.data.encode import Example
 from ftune.data.read import read_source
 from ftune.data.spell import visible
 from ftune.objectives import Encoding
@@ -67,34 +67,44 @@ def data_profile(split: Split, names: tuple[str, ...], encoding: Encoding) -> Su
         `value_histogram` (of regression) as `{"edges": [N + 1], "counts": [N]}`; `labels` with the count of each, and
         `majority`, the most frequent with its share of rows or words. What there is not is null.
     """
-    count, longest, place = len(split.examples), -1, ""
-    lengths, targets = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    values = np.zeros(count)
-    counts = np.zeros(len(names), dtype=np.int64)
-    numbers = encoding == "row_labels" and not names
-    for i, example in enumerate(split.examples):
-        lengths[i], targets[i] = example.num_tokens, example.num_targets
-        if lengths[i] > longest:
-            longest, place = int(lengths[i]), example.place
-        if example.labels is None or encoding not in ("row_labels", "token_labels"):
+    lengths, targets = _sizes(split.examples)
+    counts, values = _labels(split.examples, len(names)) if encoding in ("row_labels", "token_labels") else (None, None)
+    labels = {name: int(n) for name, n in zip(names, counts, strict=True)} if names and counts is not None else None
+    most = max(labels, key=lambda name: labels[name]) if labels else None
+    whole = int(targets.sum()) if encoding == "token_labels" else len(lengths)
+    return {
+        "unit": UNITS[encoding],
+        "longest_row": split.examples[int(lengths.argmax())].place,
+        "zero_targets": split.report.dropped.get("no_targets", 0),
+        "token_histogram": histogram(lengths),
+        "target_histogram": None if encoding == "row_labels" else histogram(targets),
+        "value_histogram": None if values is None or names else histogram(values),
+        "labels": labels,
+        "majority": {"label": most, "share": labels[most] / whole} if labels and most is not None else None,
+    }
+
+
+def _sizes(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and targets of each example, int64."""
+    sizes = np.fromiter(
+        (size for example in examples for size in (example.num_tokens, example.num_targets)), np.int64
+    ).reshape(-1, 2)
+    return sizes[:, 0], sizes[:, 1]
+
+
+def _labels(examples: Sequence[Example], num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each label occurs, int64 [num_labels]; and, where there are none, the number of each example."""
+    counts, values = np.zeros(num_labels, dtype=np.int64), np.zeros(0 if num_labels else len(examples))
+    for i, example in enumerate(examples):
+        if example.labels is None:
             continue
-        if numbers:
+        if not num_labels:
             values[i] = example.labels[0]
         elif example.labels.dtype == np.float32:
             counts += example.labels.astype(np.int64)
         else:
-            counts += np.bincount(example.labels[example.is_target], minlength=len(names))
-    whole = int(targets.sum()) if encoding == "token_labels" else count
-    return {
-        "unit": UNITS[encoding],
-        "longest_row": place,
-        "zero_targets": split.report.dropped.get("no_targets", 0),
-        "token_histogram": histogram(lengths),
-        "target_histogram": None if encoding == "row_labels" else histogram(targets),
-        "value_histogram": histogram(values) if numbers else None,
-        "labels": {name: int(n) for name, n in zip(names, counts, strict=True)} if names else None,
-        "majority": {"label": names[int(counts.argmax())], "share": int(counts.max()) / whole} if names else None,
-    }
+            counts += np.bincount(example.labels[example.is_target], minlength=num_labels)
+    return counts, values
 
 
 def histogram(values: np.ndarray) -> dict[str, list[float]]:
@@ -142,14 +152,15 @@ def account(recipe: Recipe, dataset: Dataset, held: Mapping[str, int]) -> tuple[
         if capped and found < rows:
             terms.append(f"{rows - found:,} not scored (eval.max_rows)")
             found = rows
-        adds_up = found == rows and all(_adds_up(splits[name].report) for name in parts)
+        adds_up = found == rows and all(_adds_up(splits[name]) for name in parts)
         good = good and adds_up
         end = "every row is accounted for." if adds_up else "THIS DOES NOT ADD UP: please report it."
         lines.append(f"{rows:,} rows in data.{source} = {' + '.join(terms)}; {end}")
     return good, lines
 
 
-def _adds_up(report: Report) -> bool:
+def _adds_up(split: Split) -> bool:
+    report = split.report
     return report.rows == report.kept + sum(report.dropped.values())
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ftune.data.build import Encoder, Split, Tick
-from ftune.data.encode import Example, Report
+from ftune.data.encode import Example
 from ftune.data.order import draw_seed, held_out_seed, permutation
 from ftune.data.shape import Sample
 from ftune.data.view import Lens, View
@@ -196,23 +196,21 @@ class _Looker:
 
     def left_out(self, sample: Sample) -> View:
         """A row that is not trained on, whole, with the reason."""
-        dropped = self._alone(sample, self.rows.max_length)[1].dropped
-        whole, report = self._alone(sample, sys.maxsize)
-        example = whole[0] if whole else self._nothing(sample)
-        view = self.lens.view(example, drawn=example, whole=None, words=sample.words)
-        return replace(view, dropped=next(iter(dropped or report.dropped), "not drawn by its source's weight"))
-
-    def _nothing(self, sample: Sample) -> Example:
-        """An example for a row that leaves nothing to learn: empty."""
+        _, reason = self._alone(sample, self.rows.max_length)
+        whole, wholly = self._alone(sample, sys.maxsize)
         none = np.zeros(0, dtype=np.int32)
-        return Example(none, none.astype(bool), 0, sample.row.file, sample.row.number)
+        nothing = Example(none, none.astype(bool), 0, sample.row.file, sample.row.number)
+        example = whole[0] if whole else nothing
+        view = self.lens.view(example, drawn=example, whole=None, words=sample.words)
+        return replace(view, dropped=reason or wholly or "by the weight of its source")
 
-    def _alone(self, sample: Sample, max_length: int) -> tuple[Sequence[Example], Report]:
-        """One row, encoded as the split was but for its length."""
+    def _alone(self, sample: Sample, max_length: int) -> tuple[Sequence[Example], str | None]:
+        """One row, encoded as the split was but for its length; without examples the reason."""
         rows, recipe = self.rows, self.recipe
         joint = rows.family == "encoder_decoder"
         encoder = Encoder(recipe.data, recipe.objective, rows.renderer, max_length, rows.dataset.labels, joint)
-        return encoder.encode([sample], lambda done: None)
+        examples, report = encoder.encode([sample], lambda done: None)
+        return examples, next(iter(report.dropped), None)
 
 
 def _equal(one: Example, other: Example) -> bool:

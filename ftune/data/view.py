@@ -139,12 +139,14 @@ class Lens:
             words: of the row, in order, where words have labels.
         """
         reads, writes = self._reads(drawn), None
-        if drawn.answer is not None:
-            writes = self._side(drawn.answer, drawn.is_target)
         if whole is not None:
             reads = _cut(reads, example.ids, whole.ids)
-            if writes is not None and example.answer is not None and whole.answer is not None:
+        if drawn.answer is not None:
+            writes = self._side(drawn.answer, drawn.is_target)
+            if whole is not None and example.answer is not None and whole.answer is not None:
                 writes = _cut(writes, example.answer, whole.answer)
+            elif whole is not None and np.array_equal(drawn.answer, example.ids):  # BART writes the whole text again
+                writes = _cut(writes, example.ids, whole.ids)
         view = View(example.file, example.number, reads, writes=writes)
         if self.encoding == "token_labels":
             return replace(view, words=self._words(example, whole or example, words))
