@@ -110,7 +110,10 @@ def _labels(examples: Sequence[Example], num_labels: int) -> tuple[np.ndarray, n
 def histogram(values: np.ndarray) -> dict[str, list[float]]:
     """About ten bars of equal width; of whole numbers, with edges at round ones and each bar without its right edge."""
     if values.dtype.kind == "f":
-        heights, borders = np.histogram(values, bins=BARS)
+        borders = np.linspace(values.min(), values.max(), BARS + 1)
+        if not (np.diff(borders) > 0).all():  # too near to each other for as many bars
+            borders = np.array([values.min(), np.nextafter(values.max(), np.inf)])
+        heights, _ = np.histogram(values, bins=borders)
         return {"edges": [float(e) for e in borders], "counts": [int(n) for n in heights]}
     low, high = int(values.min()), int(values.max())
     width = next(w for power in range(20) for w in (10**power, 2 * 10**power, 5 * 10**power) if w * BARS > high - low)

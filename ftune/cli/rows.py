@@ -26,11 +26,13 @@ class Marks:
     """How supervised text and remarks are told from the rest of a row.
 
     Args:
-        learned: brackets around what is learned, empty where colours say it.
+        coloured: whether colours say what is learned.
+        learned: brackets around it, empty where they do.
         remark: brackets around what ftune says.
         escaped: characters of rows that are written as numbers, for marks use them.
     """
 
+    coloured: bool
     learned: tuple[str, str]
     remark: tuple[str, str]
     escaped: frozenset[str]
@@ -44,7 +46,7 @@ class Marks:
 
     def say(self, text: str) -> Text:
         """A remark."""
-        return Text(f"{self.remark[0]}{self.shown(text)}{self.remark[1]}", style=REMARK)
+        return Text(f"{self.remark[0]}{self.shown(text)}{self.remark[1]}", style=REMARK if self.coloured else "")
 
 
 def marks_for(views: Iterable[View], *, coloured: bool) -> Marks:
@@ -56,7 +58,7 @@ def marks_for(views: Iterable[View], *, coloured: bool) -> Marks:
     free = [pair for pair in PAIRS if not letters & set(pair)]
     learned, remark = [*free, *(pair for pair in PAIRS if pair not in free)][:2]
     taken = {*learned, *remark} & letters
-    return Marks(("", "") if coloured else learned, remark, frozenset(taken))
+    return Marks(coloured, ("", "") if coloured else learned, remark, frozenset(taken))
 
 
 def is_coloured(console: Console) -> bool:
@@ -148,7 +150,7 @@ def _append(found: Text, text: str, styles: list[str], start: int, end: int, mar
     """Put text[start:end] behind what is found, piece by piece of one style."""
     for style, places in groupby(range(start, end), key=styles.__getitem__):
         piece = [*places]
-        found.append(marks.shown(text[piece[0] : piece[-1] + 1]), style=style)
+        found.append(marks.shown(text[piece[0] : piece[-1] + 1]), style=style if marks.coloured else "")
 
 
 def _words_table(view: View, marks: Marks) -> Table:

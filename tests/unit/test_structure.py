@@ -165,6 +165,7 @@ def test_only_run_and_store_write() -> None:
 COLD = {
     "--help": ["--help"],
     "train --help": ["train", "--help"],
+    "data --help": ["data", "--help"],
     "check": ["check", "recipes/quickstart.yaml"],
     "recipes": ["recipes", "ls"],
     "methods": ["methods"],
