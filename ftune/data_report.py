@@ -224,7 +224,7 @@ def _figure(data: Mapping[str, Summary]) -> Figure:
             else:
                 what = {"token_histogram": "tokens", "target_histogram": summary["unit"], "value_histogram": "value"}
                 axes.stairs(summary[kind]["counts"], summary[kind]["edges"], fill=True, color="tab:blue")
-                axes.set_xlabel(f"{what[kind]} of an example")
+                axes.set_xlabel(f"{what[kind]} in an example")
                 axes.set_ylabel(f"{name} examples")
                 axes.grid(alpha=0.3)
     return figure

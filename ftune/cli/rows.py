@@ -192,7 +192,7 @@ def print_summary(console: Console, data: Mapping[str, Mapping[str, Any]]) -> No
         table.add_row(name, f"{split['rows']:,}", f"{split['kept']:,}", dropped, *(f"{n:,}" for n in counts))
     console.print(table)
     for name, split in data.items():
-        console.print(_bars(f"{name}: tokens of an example", _intervals(split["token_histogram"])))
+        console.print(_bars(f"{name}: tokens in an example", _intervals(split["token_histogram"])))
         if split["labels"] is not None:
             console.print(_bars(f"{name}: labels", _most(split["labels"])))
         elif split["value_histogram"] is not None:

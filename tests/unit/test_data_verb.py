@@ -308,7 +308,7 @@ def test_pictures_of_a_page_are_well_formed(tmp_path: Path) -> None:
     svg = text[text.index("<svg") : text.index("</svg>") + len("</svg>")]
     words = " ".join(ET.fromstring(svg).itertext())
     assert visible(HOSTILE[0])[:24] in words
-    assert "tokens of an example" in words
+    assert "tokens in an example" in words
 
 
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
