@@ -211,19 +211,19 @@ def _figure(data: Mapping[str, Summary]) -> Figure:
     from matplotlib.figure import Figure
 
     kinds = ("token_histogram", "target_histogram", "value_histogram", "labels")
-    shown = [kind for kind in kinds if any(summary[kind] is not None for summary in data.values())]
+    shown = [kind for kind in kinds if any(split[kind] is not None for split in data.values())]
     figure = Figure(figsize=(4 * len(shown), 2.8 * len(data)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(data), len(shown), squeeze=False)
-    for line, (name, summary) in zip(grid, data.items(), strict=True):
+    for line, (name, split) in zip(grid, data.items(), strict=True):
         for axes, kind in zip(line, shown, strict=True):
-            if summary[kind] is None:
+            if split[kind] is None:
                 axes.set_visible(False)
             elif kind == "labels":
-                _label_bars(axes, name, summary["labels"])
+                _label_bars(axes, name, split["labels"])
             else:
-                what = {"token_histogram": "tokens", "target_histogram": summary["unit"], "value_histogram": "value"}
-                axes.stairs(summary[kind]["counts"], summary[kind]["edges"], fill=True, color="tab:blue")
+                what = {"token_histogram": "tokens", "target_histogram": split["unit"], "value_histogram": "value"}
+                axes.stairs(split[kind]["counts"], split[kind]["edges"], fill=True, color="tab:blue")
                 axes.set_xlabel(f"{what[kind]} in an example")
                 axes.set_ylabel(f"{name} examples")
                 axes.grid(alpha=0.3)

@@ -17,7 +17,7 @@ from ftune.data.shape import Sample
 from ftune.data.view import Lens, View
 from ftune.errors import Problem, RecipeError
 from ftune.load import Loaded
-from ftune.prepare import Tokenised, tokenise
+from ftune.prepare import PreparedData, prepare_data
 from ftune.recipe import sources
 
 SplitName = Literal["train", "eval", "test"]
@@ -48,7 +48,7 @@ class Request:
 class Seen:
     """What was asked for, and all that is known of the rows."""
 
-    rows: Tokenised
+    rows: PreparedData
     views: list[View]
 
     @property
@@ -57,7 +57,7 @@ class Seen:
         return splits_of(self.rows)
 
 
-def splits_of(rows: Tokenised) -> dict[SplitName, Split]:
+def splits_of(rows: PreparedData) -> dict[SplitName, Split]:
     """The splits that the recipe has, by name."""
     dataset = rows.dataset
     found: dict[SplitName, Split | None] = {"train": dataset.train, "eval": dataset.eval, "test": dataset.test}
@@ -71,7 +71,7 @@ def look_at_rows(loaded: Loaded, request: Request, tick: Tick) -> Seen:
         RecipeError: there is no such split, or no such row in it.
         DataError, MachineError: what the recipe asks cannot be done here.
     """
-    rows = tokenise(loaded, tick)
+    rows = prepare_data(loaded, tick)
     known = splits_of(rows)
     if request.split not in known:
         message = f"the recipe has no {request.split} rows. It has: {', '.join(known)}."
@@ -126,7 +126,7 @@ def _wanted(known: dict[SplitName, Split], request: Request) -> Sample:
 class _Looker:
     """Turns the examples of one split into views."""
 
-    def __init__(self, loaded: Loaded, rows: Tokenised, name: SplitName, split: Split) -> None:
+    def __init__(self, loaded: Loaded, rows: PreparedData, name: SplitName, split: Split) -> None:
         self.recipe, self.rows, self.split, self.held_out = loaded.recipe, rows, split, name != "train"
         core, objective = rows.tokenizer.backend_tokenizer, loaded.recipe.objective
         self.lens = Lens(

@@ -38,7 +38,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Tokenised:
+class PreparedData:
     """Rows as they enter the model, and what made them so."""
 
     start: Start
@@ -56,7 +56,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     Raises:
         RecipeError, DataError, MachineError: what was asked cannot be done here.
     """
-    recipe, rows = loaded.recipe, tokenise(loaded, tick)
+    recipe, rows = loaded.recipe, prepare_data(loaded, tick)
     start, tokenizer = rows.start, rows.tokenizer
     fingerprint = start.fingerprint()
     record = Record(recipe, loaded.folder, fingerprint, rows.dataset.labels)
@@ -69,7 +69,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     return Prepared(start, tokenizer, rows.renderer, rows.dataset, rows.draw, record, facts, plan)
 
 
-def tokenise(loaded: Loaded, tick: Tick) -> Tokenised:
+def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
     """Read, render and encode the rows of a recipe; of the model, configuration and tokenizer are enough.
 
     Raises:
@@ -98,7 +98,7 @@ def tokenise(loaded: Loaded, tick: Tick) -> Tokenised:
         tick=tick,
     )
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
-    return Tokenised(start, tokenizer, family, max_length, renderer, dataset, draw)
+    return PreparedData(start, tokenizer, family, max_length, renderer, dataset, draw)
 
 
 def refuse_family(recipe: Recipe, family: str) -> None:

@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 from ftune.cli import app
 from ftune.data_report import BARS, account, data_profile, data_summary, data_svg, draw_data, histogram, source_rows
 from ftune.load import Loaded, load_recipe
-from ftune.prepare import Tokenised, tokenise
+from ftune.prepare import PreparedData, prepare_data
 
 
-def read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[Loaded, Tokenised]:
+def read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[Loaded, PreparedData]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = {"train": "rows.jsonl", **sections.pop("data", {})}
     values = {"model": "builtin:tiny-llama", "method": "full", "data": data, **sections}
     (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
     loaded = load_recipe(folder / "recipe.yaml")
-    return loaded, tokenise(loaded, lambda *progress: None)
+    return loaded, prepare_data(loaded, lambda *progress: None)
 
 
 def accounted(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> tuple[bool, list[str]]:
