@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftune.data.encode import Example
-from ftune.data.order import Draw, derived_seed
+from ftune.data.order import Draw, held_out_seed
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
 from ftune.errors import DivergedError
@@ -81,7 +81,7 @@ def row_losses(
     training = module.training
     module.eval()
     if draw is not None:
-        examples = [draw(example, derived_seed("held-out", i)) for i, example in enumerate(examples)]
+        examples = [draw(example, held_out_seed(i)) for i, example in enumerate(examples)]
     order = sorted(range(len(examples)), key=lambda i: -examples[i].num_tokens)
     outputs: dict[int, np.ndarray] = {}
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

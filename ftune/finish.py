@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftune import quantisation
 from ftune.data.build import Split
 from ftune.data.order import Draw
+from ftune.data_report import data_profile, data_summary, draw_data
 from ftune.device import peak_memory_bytes
 from ftune.evaluation import (
     Prediction,
@@ -23,7 +24,7 @@ from ftune.evaluation import (
 from ftune.loop import training_module
 from ftune.manifest import verify
 from ftune.model import cast_weights, load_trainable
-from ftune.report import Report, data_summary, draw_loss, read_metrics, to_markdown
+from ftune.report import Report, draw_loss, read_metrics, to_markdown
 from ftune.start import SIDECAR, record_json
 from ftune.target import Target, open_target
 
@@ -204,13 +205,18 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "peak_memory_bytes": peak_memory_bytes(plan.device),
         "planned_memory_bytes": sum(plan.memory_bytes.values()),
         "details": recipe.learner.bound(recipe.objective).details(run.model),
-        "data": {name: data_summary(split) for name, split in splits.items() if split is not None},
+        "data": {
+            name: data_summary(split) | data_profile(split, dataset.labels, recipe.objective.encoding)
+            for name, split in splits.items()
+            if split is not None
+        },
     }
 
 
 def _write_report(run: Run, report: Report) -> None:
     """`report.json` last: it marks the run as complete."""
     draw_loss(read_metrics(run.folder / "metrics.jsonl"), run.folder / "loss.png")
+    draw_data(report["data"], run.folder / "data.png")
     run.store.write_text("report.md", to_markdown(report, run.plan) + _details(report["details"]))
     run.log("finish", finished=report["finished"])
     run.store.write_json("report.json", report)

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 from ftune import methods, objectives
 from ftune.attention import packing_refusal
 from ftune.base import family_of, limit_of, load_config, load_tokenizer
-from ftune.data.build import Dataset, Split, build_data
+from ftune.data.build import Dataset, build_data
 from ftune.data.cache import Cache, cache_root
-from ftune.data.encode import Example
 from ftune.data.order import Draw
-from ftune.data.render import Rendered, Renderer
+from ftune.data.render import Renderer
 from ftune.data.samples import Tick
-from ftune.data.shape import Sample
 from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
@@ -32,12 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows and tokens of a recipe, and what they were made with; no weights were looked at."""
+    """Rows as they enter the model, and what made them so; no weights were looked at."""
 
     start: Start
     tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig
+    max_length: int
     renderer: Renderer
     dataset: Dataset
+    draw: Draw | None
+
+    @property
+    def family(self) -> str:
+        """Of the model."""
+        return family_of(self.config)
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,32 @@ class Prepared:
     plan: Plan
 
 
+def prepare(loaded: Loaded, tick: Tick) -> Prepared:
+    """Look at machine, model and data, and make the plan.
+
+    Raises:
+        RecipeError, DataError, MachineError: what was asked cannot be done here.
+    """
+    recipe, rows = loaded.recipe, prepare_data(loaded, tick)
+    start, tokenizer = rows.start, rows.tokenizer
+    fingerprint = start.fingerprint()
+    record = Record(recipe, loaded.folder, fingerprint, rows.dataset.labels)
+    tick("counting parameters", 0, 0)
+    method = recipe.learner.bound(recipe.objective)
+    head = record.head(tokenizer)
+    model = look_at_model(start.base, head, method, tokenizer, fingerprint)
+    model = replace(model, packing_refusal=_packing_refusal(recipe, rows.config, head))
+    machine = look_at_machine(loaded.output_dir)
+    facts = Facts(machine, model, facts_of_data(rows.dataset))
+    plan = make_plan(recipe, facts, loaded.source)
+    train = rows.dataset.train
+    if train.mix is not None:
+        train.report.notes += train.mix.unseen_notes(plan.seed, plan.steps, plan.batch_size)
+    return Prepared(start, tokenizer, rows.renderer, rows.dataset, rows.draw, record, facts, plan)
+
+
 def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
-    """Read and encode the rows of a recipe.
+    """Read, render and encode the rows of a recipe; of the model, configuration and tokenizer are enough.
 
     Raises:
         RecipeError, DataError, MachineError: what was asked cannot be done here.
@@ -83,59 +113,8 @@ def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
         tick=tick,
         cache=Cache(cache_root(os.environ, Path.home())),
     )
-    return PreparedData(start, tokenizer, renderer, dataset)
-
-
-def prepare(loaded: Loaded, tick: Tick) -> Prepared:
-    """Look at machine, model and data, and make the plan.
-
-    Raises:
-        RecipeError, DataError, MachineError: what was asked cannot be done here.
-    """
-    recipe, ready = loaded.recipe, prepare_data(loaded, tick)
-    start, tokenizer, dataset = ready.start, ready.tokenizer, ready.dataset
-    fingerprint = start.fingerprint()
-    record = Record(recipe, loaded.folder, fingerprint, dataset.labels)
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
-    tick("counting parameters", 0, 0)
-    method = recipe.learner.bound(recipe.objective)
-    head = record.head(tokenizer)
-    model = look_at_model(start.base, head, method, tokenizer, fingerprint)
-    model = replace(model, packing_refusal=_packing_refusal(recipe, load_config(start.base), head))
-    machine = look_at_machine(loaded.output_dir)
-    facts = Facts(machine, model, facts_of_data(dataset))
-    plan = make_plan(recipe, facts, loaded.source)
-    if dataset.train.mix is not None:
-        dataset.train.report.notes += dataset.train.mix.unseen_notes(plan.seed, plan.steps, plan.batch_size)
-    return Prepared(start, tokenizer, ready.renderer, dataset, draw, record, facts, plan)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One row on its way.
-
-    Args:
-        sample: what it says.
-        rendered: its text; None where the objective renders no whole rows.
-        examples: what the model sees of it; none when it is left out.
-    """
-
-    sample: Sample
-    rendered: Rendered | None
-    examples: list[Example]
-
-
-def look_at_row(loaded: Loaded, ready: PreparedData, place: int, split: Split | None = None) -> Seen:
-    """One row of a split, by default of train: `place` counts from 0 in `split.samples`.
-
-    Raises:
-        ValueError: the row cannot be rendered.
-    """
-    split = split or ready.dataset.train
-    sample = split.samples[place]
-    whole = loaded.recipe.objective.encoding == "next_token"
-    rendered = ready.renderer.render(sample, loaded.recipe.data.train_on) if whole else None
-    return Seen(sample, rendered, split.examples_of(place))
+    return PreparedData(start, tokenizer, config, max_length, renderer, dataset, draw)
 
 
 def _packing_refusal(recipe: Recipe, config: PreTrainedConfig, head: Head) -> str | None:

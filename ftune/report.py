@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftune.data.build import Split
-from ftune.data.tally import summary
+from ftune.data_report import sentences
 from ftune.plan import Plan
 
 Report = dict[str, Any]
@@ -23,24 +22,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return events
-
-
-def data_summary(split: Split) -> dict[str, Any]:
-    """Counts of one split, as the report and `plan --json` show them."""
-    report = split.report
-    return {
-        "rows": report.rows,
-        "kept": report.kept,
-        "dropped": report.dropped,
-        "truncated": report.truncated,
-        "truncated_rows": report.truncated_rows,
-        "examples": split.per_epoch,
-        "tokens": report.tokens,
-        "targets": report.targets,
-        "longest": report.longest,
-        **summary(report),
-        "notes": report.notes,
-    }
 
 
 def to_markdown(report: Mapping[str, Any], plan: Plan) -> str:
@@ -81,7 +62,10 @@ def to_markdown(report: Mapping[str, Any], plan: Plan) -> str:
         "|---|--:|--:|---|--:|--:|--:|--:|",
         *(_data_row(name, split) for name, split in report["data"].items()),
         "",
+        *(f"- {line}" for name, split in report["data"].items() for line in sentences(name, split)),
         *(f"- {name}: {note}" for name, split in report["data"].items() for note in split["notes"]),
+        "",
+        "![lengths and labels of the rows](data.png)",
     ]
     return "\n".join(lines).rstrip() + "\n"
 

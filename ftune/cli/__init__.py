@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ftune.cli import cache, evaluate, inspect, merge, recipes, train
+from ftune.cli import cache, data, evaluate, inspect, merge, recipes, train
 
 app = typer.Typer(
     name="ftune",
@@ -42,6 +42,7 @@ app.command("generate")(evaluate.generate_cli)
 app.command("merge")(merge.merge_cli)
 app.command("check")(inspect.check_cli)
 app.command("plan")(inspect.plan_cli)
+app.command("data")(data.data_cli)
 app.command("methods")(inspect.methods_cli)
 app.command("verify")(inspect.verify_cli)
 app.add_typer(recipes.app, name="recipes")

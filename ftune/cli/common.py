@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -40,6 +41,8 @@ Offline = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 OUT_OF_MEMORY = "out of memory. Lower train.micro_batch_size, --batch-size or data.max_length; the run is not harmed."
 TORCH_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 """What torch's allocators say, outside of a training step, which knows more."""
+_DRIVING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters that JSON leaves as they are: the other set, and those that turn the direction of writing."""
 
 
 def guarded(verb: Verb) -> Verb:
@@ -90,8 +93,9 @@ def _bug_report(error: Exception) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True))
+    """One JSON object on stdout, in which no character drives a terminal."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True)
+    print(_DRIVING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def prepare_process(*, offline: bool, verbose: bool) -> None:

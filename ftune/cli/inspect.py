@@ -118,7 +118,7 @@ def plan_cli(
 
 
 def _plan_json(prepared: Prepared, notes: tuple[str, ...]) -> dict[str, Any]:
-    from ftune.report import data_summary
+    from ftune.data_report import data_summary
 
     dataset = prepared.dataset
     splits = {"train": dataset.train, "eval": dataset.eval, "test": dataset.test}
@@ -137,7 +137,7 @@ def _print_plan(prepared: Prepared, notes: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ftune.report import data_summary
+    from ftune.data_report import data_summary
 
     console = Console(highlight=False)
     table = Table(title="plan")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from ftune.data.cache import Cache
 from ftune.data.encode import BAD_ROW, Example
 from ftune.data.make import Encoder, TokenMaker
@@ -48,13 +46,6 @@ class Split:
     def per_epoch(self) -> int:
         """Examples that an epoch sees."""
         return len(self.examples) if self.mix is None else sum(self.mix.per_epoch)
-
-    def examples_of(self, place: int) -> list[Example]:
-        """What became of `samples[place]`: its example or windows in order, none for a row that was left out."""
-        if not isinstance(self.examples, Examples):
-            raise ValueError("features are no longer known by their rows")
-        chosen = np.flatnonzero(self.examples.rows == self.samples.chosen[place])
-        return [self.examples[int(number)] for number in chosen]
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,8 @@ def build_data(
     refuse(list(outcomes.values()), skip_bad_rows=data.on_bad_row == "skip")
     found = {name: finished(name, outcome, samples, data) for name, outcome in outcomes.items()}
     _refuse_losses(found, data)
-    template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
+    as_it_is = samples.formats == ("text",) or (labelled and renderer.template is None)
+    template = "no template: text as it is" if as_it_is else renderer.description
     guarded = {name.removeprefix("guard "): split for name, split in found.items() if name.startswith("guard ")}
     return Dataset(
         found["train"], found.get("eval"), found.get("test"), samples.formats, template, labels, guarded,

@@ -165,6 +165,16 @@ Draw = Callable[[Example, int], Example]
 """What an objective hides of an example, as a function of a seed."""
 
 
+def draw_seed(seed: int, epoch: int, index: int, *time: int) -> int:
+    """What an epoch of training hides of example `index`, the `time`th time that it sees it."""
+    return derived_seed("draw", seed, epoch, index, *time)
+
+
+def held_out_seed(index: int) -> int:
+    """What every evaluation hides of example `index`."""
+    return derived_seed("held-out", index)
+
+
 def window(
     examples: Sequence[Example],
     step: int,
@@ -194,10 +204,7 @@ def window(
     order = epoch_order(len(examples) if mix is None else mix, seed, epoch)
     places = range(position * batch_size, min(size, (position + 1) * batch_size))
     chosen = [(int(order[place]), () if mix is None else (place,)) for place in places]
-    drawn = (
-        examples[i] if draw is None else draw(examples[i], derived_seed("draw", seed, epoch, i, *time))
-        for i, time in chosen
-    )
+    drawn = (examples[i] if draw is None else draw(examples[i], draw_seed(seed, epoch, i, *time)) for i, time in chosen)
     by_length = sorted(drawn, key=lambda example: -example.num_tokens)
     if capacity is not None:
         return Window(step, tuple(tuple(pack) for pack in first_fit(by_length, capacity)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +18,6 @@ DUPLICATE = "duplicate"
 LEAKED = "leaked"
 INTENDED = frozenset({DUPLICATE, LEAKED})
 """Reasons that the recipe names: such rows are not lost."""
-LENGTHS = (1, *(round(2 ** (step / 2)) for step in range(2, 41)))
-"""Borders of the bins of example lengths, in tokens, two for each doubling; the last bin has no upper end."""
 
 
 @dataclass
@@ -32,7 +30,6 @@ class Report:
         truncated, truncated_rows: rows that were cut to size, and the first of them.
         windows: examples.
         tokens, targets, longest: of all examples, and of the longest.
-        lengths: how many examples fall into each bin of LENGTHS.
         labels: how many rows have each label.
         notes: for people.
     """
@@ -46,7 +43,6 @@ class Report:
     tokens: int = 0
     targets: int = 0
     longest: int = 0
-    lengths: list[int] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -55,7 +51,6 @@ class Report:
         tokens = examples.num_tokens
         self.tokens, self.longest = int(tokens.sum()), int(tokens.max(initial=0))
         self.targets = int(examples.num_targets.sum())
-        self.lengths = np.histogram(tokens, [*LENGTHS, np.iinfo(np.int64).max])[0].tolist()
 
     def leave_out(self, reason: str, rows: int) -> None:
         """Count rows that were left out before anything was encoded."""
@@ -183,13 +178,3 @@ def refuse_losses(reports: Sequence[Report], name: str, allowed: float) -> None:
     )
     first = [note for report in reports for note in report.notes if note.startswith("dropped ")]
     raise DataError("\n".join([message, *first[: DataError.SHOWN]]))
-
-
-def summary(report: Report) -> dict[str, Any]:
-    """Counts beyond the plain ones, for `report.json`."""
-    return {
-        "zero_targets": report.dropped.get("no_targets", 0),
-        "truncated_share": report.truncated / max(1, report.kept),
-        "lengths": {"from": list(LENGTHS), "examples": report.lengths},
-        "labels": report.labels,
-    }

@@ -39,7 +39,7 @@ def test_whole_job(straight: Path) -> None:
     assert "DAMAGED" not in ftune("verify", run, cwd=straight).stdout
     assert {p.name for p in run.iterdir()} >= {
         "recipe.yaml", "resolved.json", "plan.json", "run.json", "metrics.jsonl", "checkpoints", "model", "report.md",
-        "report.json", "loss.png",
+        "report.json", "loss.png", "data.png",
     }  # fmt: skip
 
 

@@ -16,13 +16,12 @@ from ftune.cli import app
 from ftune.data.build import Dataset, build_data
 from ftune.data.render import Renderer
 from ftune.data.samples import read_samples
-from ftune.data.tally import LENGTHS
+from ftune.data_report import data_summary
 from ftune.errors import DataError
 from ftune.objectives.causal_lm import CausalLM
 from ftune.objectives.sequence_classification import SequenceClassification
-from ftune.prepare import look_at_row, prepare_data
+from ftune.prepare import prepare_data
 from ftune.recipe import Data
-from ftune.report import data_summary
 
 
 def build(
@@ -128,7 +127,7 @@ def test_a_thousand_problems_are_kept_and_all_are_counted(tmp_path: Path) -> Non
     assert len(caught.value.problems) == 1000
 
 
-def test_the_summary_has_shares_lengths_and_labels(tmp_path: Path) -> None:
+def test_the_summary_has_shares_and_labels(tmp_path: Path) -> None:
     write(
         tmp_path / "a.jsonl",
         [*good(8), {"prompt": "p" * 90, "completion": "c"}, {"prompt": "p", "completion": "c" * 60}],
@@ -136,13 +135,10 @@ def test_the_summary_has_shares_lengths_and_labels(tmp_path: Path) -> None:
     found = data_summary(build(tmp_path, overlong="truncate", max_length=32, max_dropped="10%").train)
     assert (found["rows"], found["kept"], found["dropped"], found["zero_targets"]) == (10, 9, {"no_targets": 1}, 1)
     assert found["truncated_share"] == 1 / 9
-    lengths = dict(zip(found["lengths"]["from"], found["lengths"]["examples"], strict=True))
-    assert {length: count for length, count in lengths.items() if count} == {8: 5, 11: 3, 32: 1}
-    assert list(LENGTHS[:8]) == [1, 2, 3, 4, 6, 8, 11, 16] and LENGTHS[-1] == 2**20
     assert json.loads(json.dumps(found)) == found
     write(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 3 == 0]} for i in range(9)])
     labelled = build(tmp_path, SequenceClassification())
-    assert data_summary(labelled.train)["labels"] == {"a": 6, "b": 3} == labelled.label_counts
+    assert labelled.label_counts == {"a": 6, "b": 3}
 
 
 def test_a_long_document_is_trained_on_once(tmp_path: Path) -> None:
@@ -163,20 +159,6 @@ def test_part_of_a_large_eval_set_is_told(tmp_path: Path) -> None:
     ready = prepare_data(loaded, lambda *_: None)
     assert ready.dataset.eval is not None
     assert ready.dataset.eval.report.notes == ["4 of 15 rows are scored (eval.max_rows)."]
-
-
-def test_one_row_can_be_looked_at(tmp_path: Path) -> None:
-    loaded = recipe(tmp_path, rows=good(30), data={"eval": "20%"})
-    ready = prepare_data(loaded, lambda *_: None)
-    for place in (0, 7, 23):
-        seen = look_at_row(loaded, ready, place)
-        assert seen.sample == ready.dataset.train.samples[place]
-        assert seen.rendered is not None and seen.rendered.text.endswith(seen.sample.turns[-1].content)
-        (example,) = seen.examples
-        assert example.place == f"{seen.sample.row.file}:{seen.sample.row.number}"
-        assert ready.tokenizer.decode(example.ids[example.is_target]) == seen.sample.turns[-1].content + "</s>"
-    held = look_at_row(loaded, ready, 2, ready.dataset.eval)
-    assert held.examples[0].number == held.sample.row.number
 
 
 def test_check_names_what_is_skipped(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ LAYERS = [
     {"start"},
     {"loop", "evaluation", "features"},
     {"target", "listener", "locking"},
+    {"data_report"},
     {"prepare", "report", "drift"},
+    {"data_view", "data_page"},
     {"provenance"},
     {"session"},
     {"begin", "finish"},
@@ -177,6 +179,7 @@ def test_only_run_and_store_write() -> None:
 COLD = {
     "--help": ["--help"],
     "train --help": ["train", "--help"],
+    "data --help": ["data", "--help"],
     "check": ["check", "recipes/quickstart.yaml"],
     "recipes": ["recipes", "ls"],
     "methods": ["methods"],
