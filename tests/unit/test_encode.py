@@ -18,7 +18,7 @@ from ftune.data.pipeline import BATCH
 from ftune.data.read import Row
 from ftune.data.render import Renderer, TrainOn
 from ftune.data.shape import Sample, to_sample
-from ftune.data.tally import LENGTHS, Report
+from ftune.data.tally import Report
 from ftune.errors import DataError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -490,4 +490,4 @@ def test_progress_is_told_and_may_stop() -> None:
 
 
 def test_nothing_to_encode() -> None:
-    assert encode([], byte_tokenizer()) == ([], Report(lengths=[0] * len(LENGTHS)))
+    assert encode([], byte_tokenizer()) == ([], Report())
