@@ -17,7 +17,10 @@ from ftune.data.read import Row, read_source
 from ftune.data.render import Rendered, Renderer, System, TrainOn
 from ftune.data.shape import Sample, to_sample
 from ftune.errors import DataError
+from ftune.load import load_recipe
+from ftune.prepare import prepare
 from ftune.recipe import Source
+from ftune.target import open_target
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 
@@ -79,6 +82,8 @@ REFUSED = {
     "escapes": (with_answers("{{ words | tojson }}<|im_end|>\n"), "alters the assistant's words"),
     "escapes for a page": (with_answers("{{ words | escape }}<|im_end|>\n"), "alters the assistant's words"),
     "cuts": (with_answers("{{ words[:3] }}<|im_end|>\n"), "alters the assistant's words"),
+    "cuts long ones": (with_answers("{{ words[:17] }}<|im_end|>\n"), "alters the assistant's words"),
+    "other white space": (with_answers("{{ words.replace('\t', ' ') }}<|im_end|>\n"), "alters the assistant's words"),
     "drops a word": (with_answers("{{ words.replace('no', '') }}<|im_end|>\n"), "alters the assistant's words"),
     "joins lines": (with_answers("{{ words.split() | join(' ') }}<|im_end|>\n"), "alters the assistant's words"),
     "says it twice": (with_answers("{{ words }}<|im_end|>\n{{ words }}<|im_end|>\n"), "writes an answer 2 times"),
@@ -107,7 +112,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_template_that_hides_where_answers_are_is_refused_with_the_row(name: str) -> None:
     template, reason = REFUSED[name]
-    row = said("yes\nno", "yes 'and'\n\"no\" <b>", "yes", "no\nyes 'and' <b>")
+    row = said("yes\nno", "yes 'and'\n\"no\" <b>\t", "yes", "no\nyes 'and' <b>")
     with pytest.raises(ValueError, match=reason):
         renderer(template).render(row, "completion")
     with pytest.raises(DataError, match=rf"^chat\.jsonl:1: the chat template (.|\n)*{reason}"):
@@ -291,6 +296,13 @@ def test_where_a_call_ends(end: str, expected: str, ends: bool) -> None:
     assert set(own.stop_ids) == set(own.tokenizer.convert_tokens_to_ids(sorted(stops)))
 
 
+def test_arguments_that_spell_an_end_do_not_end_a_call() -> None:
+    own = Renderer(tokenizer("plain", "llama3"), None)
+    call = {"function": {"name": "say", "arguments": {"words": "stop<|eot_id|>"}}}
+    rendered = own.render(sample(CALLING[0], {"role": "assistant", "content": "", "tool_calls": [call]}), "last")
+    assert spelled(rendered) == ['{"name": "say", "parameters": {"words": "stop<|eot_id|>"}}<|eot_id|>']
+
+
 def test_the_end_of_a_call_that_cannot_be_told() -> None:
     with pytest.raises(ValueError, match="the end of a tool call cannot be told"):
         renderer(EOM.replace("END", "<|eot_id|> {}")).render(sample(*CALLING[:2]), "last")
@@ -462,11 +474,12 @@ def test_a_row_whose_every_weight_is_0_is_counted_and_left_out(template: str | N
         examples, report = encoded(rows, own, train_on)
         assert (report.rows, report.kept, report.dropped, len(examples)) == (2, 1, {"no_targets": 1}, 1)
         assert report.notes[0] == "dropped (no_targets): chat.jsonl:1"
-    examples, report = encode_all(
-        [weighted(0), weighted(1)], own, train_on=train_on, max_length=60, overlong="truncate_prompt",
-        tick=lambda done: None,
-    )  # fmt: skip
-    assert report.dropped == {"no_targets": 1}
+    long = sample({"role": "user", "content": "q" * 99}, {"role": "assistant", "content": "a", "weight": 0})
+    for overlong in ("error", "truncate_prompt", "truncate"):
+        _, report = encode_all(
+            [long, weighted(1)], own, train_on=train_on, max_length=60, overlong=overlong, tick=lambda done: None
+        )
+        assert (report.dropped, report.kept) == ({"no_targets": 1}, 1)
 
 
 def test_a_thoughtful_turn_may_be_masked_to_learn_an_earlier_one() -> None:
@@ -529,6 +542,25 @@ def test_every_row_that_the_template_refuses_is_named_with_what_helps() -> None:
         [row for row in rows if row.row.number != 33], renderer(TEMPLATES["gemma"], "merge_into_user")
     )
     assert len(examples) == 49
+
+
+def test_training_and_generation_merge_alike(tmp_path: Path) -> None:
+    rows = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": rows}) + "\n", encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        "model: builtin:tiny-llama\n"
+        f"data: {{train: chat.jsonl, system: merge_into_user, template: {json.dumps(TEMPLATES['gemma'])}}}\n",
+        encoding="utf-8",
+    )
+    prepared = prepare(load_recipe(tmp_path / "recipe.yaml"), lambda *_: None)
+    target = open_target(tmp_path / "recipe.yaml")
+    row = sample(*rows)
+    (example,) = prepared.dataset.train.examples
+    ids = target.renderer.prompt_ids(target.renderer.prompt(row))
+    assert example.ids[: len(ids)].tolist() == ids
+    assert "user\ns\n\nq<end_of_turn>" in target.renderer.prompt(row)
+    with pytest.raises(DataError, match="System role not supported. Set data.system to merge_into_user"):
+        prepare(load_recipe(tmp_path / "recipe.yaml", ["data.system=template"]), lambda *_: None)
 
 
 def test_merging_has_no_effect_on_prompts_made_of_columns() -> None:
