@@ -12,7 +12,7 @@ import numpy as np
 
 from ftune.data.build import Split
 from ftune.data.encode import Example
-from ftune.data.make import Encoder
+from ftune.data.encoder import Encoder
 from ftune.data.order import draw_seed, epoch_order, held_out_seed
 from ftune.data.samples import Tick
 from ftune.data.shape import Sample

@@ -77,6 +77,8 @@ def check_cli(
     for name, count in samples.bad_rows.items():
         if count:
             print(f"data: {count} bad rows of {name} are skipped, the first: {samples.skipped[name][0]}")
+    if samples.leaked:
+        print(f"data: {len(samples.leaked)} training rows that are also in eval or test are left out")
     for note in [*samples.notes, *samples.leaks.notes()]:
         print(f"data: {note}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ftune.data.cache import Cache
 from ftune.data.encode import BAD_ROW, Example
-from ftune.data.make import Encoder, TokenMaker
+from ftune.data.encoder import Encoder, TokenMaker
 from ftune.data.order import Mix
 from ftune.data.render import Renderer
 from ftune.data.samples import Reader, Samples, Tick, read_samples
@@ -118,7 +118,7 @@ def build_data(
     guarded = {name.removeprefix("guard "): split for name, split in found.items() if name.startswith("guard ")}
     return Dataset(
         found["train"], found.get("eval"), found.get("test"), samples.formats, template, labels, guarded,
-        cache.story, (*samples.readings, *cache.notes),
+        cache.story, (*cache.notes, *samples.readings),
     )  # fmt: skip
 
 

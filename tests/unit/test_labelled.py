@@ -13,8 +13,8 @@ from tiny_tokenizers import TOKENIZERS, byte_tokenizer
 from ftune import builtin
 from ftune.data.build import build_data, encode_split
 from ftune.data.cache import Cache
+from ftune.data.encoder import Encoder
 from ftune.data.labelled import label_names
-from ftune.data.make import Encoder
 from ftune.data.render import Renderer
 from ftune.data.samples import Samples, read_samples
 from ftune.errors import DataError

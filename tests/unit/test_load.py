@@ -71,6 +71,13 @@ data:
   system: merge_into_user
   max_length: 512
   overlong: drop
+  group_by: id
+  stratify: false
+  near_duplicates: 0.7
+  leakage: drop
+  on_bad_row: skip
+  max_dropped: 5%
+  packing: false
 train:
   duration: 2_000_000 tokens
   max_minutes: 90
@@ -348,6 +355,7 @@ def test_zero_is_a_value(here: Path, key: str, zero: float) -> None:
 
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "data.max_length": [1, 0, -1],
+    "data.near_duplicates": [0, -0.1, 1.1],
     "train.max_minutes": [0, -1],
     "train.batch_size": [0, -1],
     "train.micro_batch_size": [0, -1],
