@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftune.base import family_of, limit_of
-from ftune.data.build import Encoder, encode_split
+from ftune.data.build import encode_split
 from ftune.data.cache import Cache, cache_root
 from ftune.data.chat import Turn
+from ftune.data.encoder import Encoder
 from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
 from ftune.data.shape import Sample

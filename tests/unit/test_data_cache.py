@@ -18,7 +18,7 @@ from tiny_tokenizers import byte_tokenizer
 from typer.testing import CliRunner
 
 from ftune.cli import app
-from ftune.data import build as building
+from ftune.data import encoder as building
 from ftune.data.build import Dataset, build_data
 from ftune.data.cache import Cache, Listed, alone, cache_root, listed, remove
 from ftune.data.render import Renderer
@@ -230,7 +230,7 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[1:2]
 import test_data_cache as test
-from ftune.data import build as building
+from ftune.data import encoder as building
 original = building.encode_rows
 def slow(rows, *arguments, **options):
     with open(sys.argv[3], "a") as log:

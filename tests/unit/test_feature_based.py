@@ -679,7 +679,7 @@ def test_two_processes_give_what_one_does(tmp_path: Path, monkeypatch: pytest.Mo
         recipe(folder, {"head": head, "layer": "sweep", "pooling": "sweep"})
         done = ftune("train", folder / "recipe.yaml", "--devices", devices, "--quiet", seconds=300)
         assert done.returncode == 0, done.stderr
-        entries = [path.parent for path in (folder / "cache").rglob("MANIFEST.json")]
+        entries = [path.parent for path in (folder / "cache" / "features").rglob("MANIFEST.json")]
         assert len(entries) == 1, "both read the same rows, once"
         found[devices] = load_file(folder / "run" / "model" / "head.safetensors")
     assert found[1].keys() == found[2].keys()

@@ -11,8 +11,9 @@ import pytest
 from tiny_tokenizers import TOKENIZERS, byte_tokenizer
 
 from ftune import builtin
-from ftune.data.build import Encoder, encode_split
+from ftune.data.build import encode_split
 from ftune.data.cache import Cache
+from ftune.data.encoder import Encoder
 from ftune.data.labelled import label_names
 from ftune.data.render import Renderer
 from ftune.data.samples import Samples, read_samples
