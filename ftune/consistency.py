@@ -21,7 +21,7 @@ _NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_ever
 def consistency_problems(recipe: Recipe) -> list[Problem]:
     """Everything wrong between the keys of a recipe whose single values are all valid."""
     written = _written(recipe)
-    checks = (_axes, _method, _model, _data, _text_rows, _evaluation, _generation, _batch)
+    checks = (_axes, _method, _model, _data, _splitting, _text_rows, _evaluation, _generation, _batch)
     return [problem for check in checks for problem in check(recipe, written)]
 
 
@@ -93,6 +93,20 @@ def _data(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
             parse_share(str(data.eval))
         except ValueError as error:
             yield Problem("data.eval", f"{error}.")
+
+
+def _splitting(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    """Keys of the split and of what two splits share."""
+    data = recipe.data
+    for key in ("group_by", "stratify"):
+        if f"data.{key}" in written and getattr(data, key) and not is_share(data.eval):
+            yield Problem(f"data.{key}", f"{NO_EFFECT} unless data.eval is a share such as '5%'. Remove it.")
+    if data.stratify and recipe.objective.encoding not in ("row_labels", "token_labels"):
+        yield Problem("data.stratify", f"keeps shares of labels; rows of {recipe.objective.name} have none. Remove it.")
+    if data.eval is None and data.test is None:
+        for key in ("near_duplicates", "leakage"):
+            if f"data.{key}" in written:
+                yield Problem(f"data.{key}", f"{NO_EFFECT} without data.eval or data.test. Remove it.")
 
 
 def _text_rows(recipe: Recipe, written: set[str]) -> Iterator[Problem]:

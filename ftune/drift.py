@@ -23,7 +23,9 @@ FREE = (
     "eval.guard", "checkpoint", "tracking", "output_dir", "distributed",
 )  # fmt: skip
 """Keys that may change between starts of one run."""
-BY_CONTENT = ("model.name", "model.revision", "data.train", "data.eval", "data.test")
+BY_CONTENT = (
+    "model.name", "model.revision", "data.train", "data.eval", "data.test", "data.near_duplicates", "data.leakage",
+)  # fmt: skip
 """Keys whose content is compared by fingerprint, not by spelling."""
 OURS = {
     "recipe.yaml", "resolved.json", "plan.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "model",

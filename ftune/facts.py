@@ -129,7 +129,7 @@ def facts_of_data(dataset: Dataset) -> DataFacts:
     train = dataset.train
     return DataFacts(
         rows=train.report.rows,
-        examples=len(train.examples),
+        examples=train.per_epoch,
         tokens=train.report.tokens,
         targets=train.report.targets,
         longest=train.report.longest,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftune.data.encode import Example
-from ftune.data.order import Draw, Window, derived_seed, window
+from ftune.data.order import Draw, Mix, Window, derived_seed, window
 from ftune.errors import DivergedError, MemoryExhausted
 from ftune.optim import learning_rate, set_learning_rate
 from ftune.plan import Plan
@@ -73,6 +73,7 @@ def train_steps(
     optimizer: torch.optim.Optimizer,
     objective: Objective,
     examples: Sequence[Example],
+    mix: Mix | None,
     pad_id: int,
     draw: Draw | None,
     first_step: int,
@@ -87,6 +88,7 @@ def train_steps(
         optimizer: over what learns.
         objective: collates and scores.
         examples: the encoded training split.
+        mix: how often an epoch sees the examples of each source; None sees each once.
         pad_id: id that fills short rows; it is masked by length.
         draw: hides part of each example, where the objective does that.
         first_step: updates already done.
@@ -104,7 +106,7 @@ def train_steps(
     for step in range(first_step, plan.steps):
         started = time.perf_counter()
         sizes = {"batch_size": plan.batch_size, "micro_batch_size": plan.micro_batch_size}
-        work = window(examples, step, **sizes, seed=plan.seed, draw=draw)
+        work = window(examples, step, **sizes, seed=plan.seed, draw=draw, mix=mix)
         optimizer.zero_grad(set_to_none=True)
         outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted)
         if outcome is None:

@@ -74,6 +74,8 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(dataset))
     plan = make_plan(recipe, facts, loaded.source)
+    if dataset.train.mix is not None:
+        dataset.train.report.notes += dataset.train.mix.unseen_notes(plan.seed, plan.steps, plan.batch_size)
     return Prepared(start, tokenizer, renderer, dataset, draw, record, facts, plan)
 
 

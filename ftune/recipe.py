@@ -114,6 +114,18 @@ class Data(Section):
     """Like `train`; or a share of train such as `5%`, split by group after exact de-duplication; or null."""
     test: PathText | Source | Sources | None = None
     """Like `train`; scored once, at the end."""
+    group_by: Annotated[str, Field(min_length=1)] | None = None
+    """With a share in `eval`: a column of the file; rows with the same value stay on one side. Null groups rows with
+    the same first question, or the same document."""
+    stratify: bool = False
+    """With a share in `eval`: keep each label's share in the held-out rows, as near as whole groups allow; numbers of
+    regression by tenths. For rows with labels."""
+    near_duplicates: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] | None = "auto"
+    """How alike two rows of different splits are that count as the same: Jaccard similarity of their words and pairs of
+    words, above 0 and at most 1. `auto` is 0.8 for up to 100,000 rows; null looks for equal rows only."""
+    leakage: Literal["warn", "drop", "error"] = "warn"
+    """What happens to training rows that are also in eval or test: counted and named, left out (and counted), or an
+    error. Rows of eval that are in test are counted, or an error."""
     format: Format = "auto"
     """Row format; `auto` decides by column names where that is unambiguous, and prints its choice."""
     columns: dict[str, str] = {}

@@ -33,7 +33,7 @@ def data_summary(split: Split) -> dict[str, Any]:
         "dropped": report.dropped,
         "truncated": report.truncated,
         "truncated_rows": report.truncated_rows,
-        "examples": len(split.examples),
+        "examples": split.per_epoch,
         "tokens": report.tokens,
         "targets": report.targets,
         "longest": report.longest,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ftune import drift, finish
 from ftune.begin import open_run
 from ftune.data.build import Split
+from ftune.data.order import first_epoch
 from ftune.device import peak_memory_bytes
 from ftune.errors import DivergedError, Interrupted
 from ftune.evaluation import forward_scores, mean_loss, predict, row_losses, text_scores
@@ -93,6 +94,7 @@ def _steps(run: Run) -> Iterator[StepResult]:
         optimizer=run.optimizer,
         objective=run.loaded.recipe.objective,
         examples=run.prepared.dataset.train.examples,
+        mix=run.prepared.dataset.train.mix,
         pad_id=pad_id_of(run.prepared.tokenizer),
         draw=run.prepared.draw,
         first_step=run.state.step,
@@ -105,7 +107,8 @@ def _fit(run: Run) -> Iterator[StepResult]:
     if run.state.step > 0:
         return
     started, train = time.perf_counter(), run.prepared.dataset.train
-    if run.leads and (remark := run.method.fit(run.model, train.examples)) is not None:
+    rows = first_epoch(train.examples, train.mix, run.plan.seed)
+    if run.leads and (remark := run.method.fit(run.model, rows)) is not None:
         run.listener.note(remark)
     if run.accelerator.num_processes > 1:
         from accelerate.utils import broadcast
@@ -114,8 +117,8 @@ def _fit(run: Run) -> Iterator[StepResult]:
             if parameter.requires_grad:
                 parameter.data.copy_(broadcast(parameter.data))
     seconds = time.perf_counter() - started
-    loss, rows = _score(run, train)["loss"], len(train.examples)
-    yield StepResult(1, loss, 0.0, 0.0, rows, train.report.tokens, train.report.targets, seconds)
+    loss = _score(run, train)["loss"]
+    yield StepResult(1, loss, 0.0, 0.0, len(rows), train.report.tokens, train.report.targets, seconds)
 
 
 def _train(run: Run) -> None:

@@ -32,6 +32,7 @@ class Bench:
             optimizer=self.optimizer,
             objective=self.objective,
             examples=self.prepared.dataset.train.examples,
+            mix=self.prepared.dataset.train.mix,
             pad_id=pad_id_of(self.prepared.tokenizer),
             draw=self.prepared.draw,
             first_step=first,

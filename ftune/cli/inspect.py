@@ -52,7 +52,7 @@ def check_cli(
             "rows": {"train": len(samples.train), "eval": len(samples.eval), "test": len(samples.test)},
             "formats": list(samples.formats),
             "duplicates": len(samples.duplicates),
-            "overlap": samples.overlap,
+            "leaked": {"exact": samples.leaks.exact, "near": samples.leaks.near, "dropped": len(samples.leaked)},
         }
     if json:
         print_json(result)
@@ -67,8 +67,8 @@ def check_cli(
     print(f"data: {counts} rows, format {', '.join(samples.formats)}")
     if samples.duplicates:
         print(f"data: {len(samples.duplicates)} exact duplicates are left out before the split")
-    if samples.overlap:
-        print(f"data: {samples.overlap} rows of eval and test are also in train, word for word")
+    for note in [*samples.notes, *samples.leaks.notes()]:
+        print(f"data: {note}")
 
 
 def _uses_hub(data: Any, folder: Path) -> bool:

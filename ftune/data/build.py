@@ -8,17 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftune.data import split as splits
+import numpy as np
+
+from ftune.data import hygiene
 from ftune.data.encode import Example, Report, encode_all
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
 from ftune.data.labelled import label_names
-from ftune.data.read import read_source
+from ftune.data.leakage import Leaks
+from ftune.data.order import Mix
+from ftune.data.read import named, read_source
 from ftune.data.render import Renderer, template_columns
 from ftune.data.shape import Sample, detect_format, to_sample
 from ftune.errors import DataError, RowProblem
 from ftune.objectives import Objective
-from ftune.quantities import is_share, parse_share
+from ftune.quantities import is_share
 from ftune.recipe import Data, Source, sources
 
 Tick = Callable[[str, int, int], None]
@@ -33,11 +37,18 @@ class Split:
         examples: what a model sees.
         samples: the rows they came from, for generation; rows that gave no example are among them.
         report: counts that reconcile to the rows of the source.
+        mix: how often an epoch sees the examples of each source, in train; None sees each once.
     """
 
     examples: list[Example]
     samples: list[Sample]
     report: Report
+    mix: Mix | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Examples that an epoch sees."""
+        return len(self.examples) if self.mix is None else sum(self.mix.per_epoch)
 
     @property
     def hides(self) -> bool:
@@ -52,6 +63,8 @@ class Split:
             digest.update(len(example.ids).to_bytes(4, "little") + example.ids.tobytes() + example.is_target.tobytes())
             for part in (example.answer, example.labels):
                 digest.update(b"" if part is None else part.tobytes())
+        if self.mix is not None:
+            digest.update(repr((self.mix.weights, self.mix.source.tolist())).encode())
         return digest.hexdigest()
 
 
@@ -64,7 +77,9 @@ class Samples:
     test: list[Sample]
     formats: tuple[str, ...]
     duplicates: list[Sample]
-    overlap: int
+    leaks: Leaks
+    leaked: list[Sample]
+    notes: list[str]
     guard: dict[str, list[Sample]]
 
     @property
@@ -129,27 +144,17 @@ def read_samples(
 
     train, test = read(sources(data.train)), read(sources(data.test))
     held = [] if is_share(data.eval) else read(sources(data.eval))
-    guarded = {name: read([source]) for name, source in _named(sources(list(guard))).items()}
+    guarded = {name: read([source]) for name, source in named(sources(list(guard))).items()}
     if problems:
         raise DataError(problems=problems)
     duplicates: list[Sample] = []
+    notes: list[str] = []
     if is_share(data.eval):
-        train, duplicates = splits.without_duplicates(train)
-        train, held = splits.hold_out(train, parse_share(str(data.eval)), seed)
-    common = splits.overlap(train, [*held, *test])
-    held = splits.subset(held, max_eval_rows, seed)
-    guarded = {name: splits.subset(rows, max_eval_rows, seed) for name, rows in guarded.items()}
-    return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, common, guarded)
-
-
-def _named(blocks: list[Source]) -> dict[str, Source]:
-    """Sources by the name of their file, with a number where two have the same."""
-    named: dict[str, Source] = {}
-    for block in blocks:
-        stem = Path(block.path).stem
-        same = sum(name == stem or name.startswith(f"{stem}_") for name in named)
-        named[f"{stem}_{same + 1}" if same else stem] = block
-    return named
+        train, held, duplicates = hygiene.hold_out(data, train, seed, notes)
+    train, leaks, leaked = hygiene.without_leaks(data, train, held, test, tick)
+    held = hygiene.drawn(held, max_eval_rows, seed)
+    guarded = {name: hygiene.drawn(rows, max_eval_rows, seed) for name, rows in guarded.items()}
+    return Samples(train, held, test, tuple(dict.fromkeys(formats)), duplicates, leaks, leaked, notes, guarded)
 
 
 def _read(
@@ -164,7 +169,7 @@ def _read(
     """Samples of the good rows; `formats` and `problems` grow."""
     samples: list[Sample] = []
     shown = template_columns(data.template)
-    for block in blocks:
+    for number, block in enumerate(blocks):
         mapping = data.columns if block.columns is None else block.columns
         chosen: str = block.format or data.format
         unseen = set(mapping.values())
@@ -179,7 +184,7 @@ def _read(
             unseen -= row.values.keys()
             sample = to_sample(row, chosen, mapping, shown)
             if isinstance(sample, Sample):
-                samples.append(sample if block.weight == 1 else replace(sample, weight=block.weight))
+                samples.append(replace(sample, source=number) if number else sample)
             else:
                 problems += sample
         formats.append(chosen)
@@ -230,7 +235,7 @@ def build_data(
     if problems or train is None:  # without rows, reading has failed before
         raise DataError(problems=problems)
     _note(train.report, samples)
-    train = _weighted(train, seed)
+    train = _weighted(train, sources(data.train))
     template = "no template: text as it is" if samples.formats == ("text",) else renderer.description
     kept = {name: split for name, split in guarded.items() if split is not None}
     return Dataset(train, held, test, samples.formats, template, labels, kept)
@@ -289,21 +294,23 @@ def encode_split(name: str, rows: list[Sample], encoder: Encoder, *, tick: Tick)
     return Split(examples, rows, report)
 
 
-def _weighted(train: Split, seed: int) -> Split:
-    """The training split with each source as often as its weight says."""
-    weights = {(s.row.file, s.row.number): s.weight for s in train.samples if s.weight != 1}
-    if not weights:
+def _weighted(train: Split, blocks: list[Source]) -> Split:
+    """The training split with the weights of its sources."""
+    if all(block.weight == 1 for block in blocks):
         return train
-    examples = splits.weighted(train.examples, weights, seed)
-    train.report.notes.append(f"weights: an epoch has {len(examples)} examples, made of {len(train.examples)}.")
-    train.report.count(examples)
-    return replace(train, examples=examples)
+    source_of = {(sample.row.file, sample.row.number): sample.source for sample in train.samples}
+    numbers = [source_of[example.file, example.number] for example in train.examples]
+    mix = Mix(np.array(numbers), tuple(block.path for block in blocks), tuple(block.weight for block in blocks))
+    train.report.notes += mix.notes()
+    train.report.tokens = mix.expected([example.num_tokens for example in train.examples])
+    train.report.targets = mix.expected([example.num_targets for example in train.examples])
+    return replace(train, mix=mix)
 
 
 def _note(report: Report, samples: Samples) -> None:
     """Add what happened before encoding to the report of the training split."""
-    if samples.duplicates:
-        report.rows += len(samples.duplicates)
-        report.dropped["duplicate"] = len(samples.duplicates)
-    if samples.overlap:
-        report.notes.append(f"{samples.overlap} rows of eval and test are also in train, word for word.")
+    for reason, rows in (("duplicate", samples.duplicates), ("leaked", samples.leaked)):
+        if rows:
+            report.rows += len(rows)
+            report.dropped[reason] = len(rows)
+    report.notes += [*samples.notes, *samples.leaks.notes()]

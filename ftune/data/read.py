@@ -6,7 +6,7 @@ The file formats are in `parse.py`. Anything that is no file, glob or folder is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ def short(value: Any) -> str:
     if value is None:
         return "null"
     return f"{type(value).__name__}: {str(value)[:80]!r}"
+
+
+def named(blocks: Sequence[Source]) -> dict[str, Source]:
+    """Sources by the name of their file, with a number where two have the same."""
+    found: dict[str, Source] = {}
+    for block in blocks:
+        stem = Path(block.path).stem
+        same = sum(name == stem or name.startswith(f"{stem}_") for name in found)
+        found[f"{stem}_{same + 1}" if same else stem] = block
+    return found
 
 
 def locate(source: Source, folder: Path) -> list[Path] | None:

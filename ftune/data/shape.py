@@ -42,7 +42,7 @@ class Sample:
         text_pair: a second text that the label belongs to as well.
         label: the label, all labels, or the number, as the row has it; the tags of token_labels.
         words: of token_labels.
-        weight: how often an epoch sees it.
+        source: number of its source among those of its split.
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
     """
@@ -53,7 +53,7 @@ class Sample:
     text_pair: str = ""
     label: str | tuple[str, ...] | float | None = None
     words: tuple[str, ...] = ()
-    weight: float = 1.0
+    source: int = 0
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
 

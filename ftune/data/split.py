@@ -1,97 +1,165 @@
-"""Hold out part of the training rows: whole groups, after exact duplicates are gone."""
+"""Hold out part of the training rows: whole groups, after exact duplicates are gone.
+
+Rows are known here by 8-byte digests of what they say, so that millions of them fit into memory. Which rows are held
+out depends on these and the seed only: not on the order of the file, not on the machine.
+R rows, G groups.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from ftune.data.encode import Example
-from ftune.data.read import Row
-from ftune.data.shape import Sample
-from ftune.errors import DataError
+import numpy as np
+
+from ftune.data.read import Row, short
+from ftune.data.shape import Sample, without_nan
+from ftune.data.strata import nearest_strata
+from ftune.errors import DataError, RowProblem
 
 
-def without_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """The first of each set of equal samples, and the others."""
-    seen: set[tuple[object, ...]] = set()
-    kept: list[Sample] = []
-    duplicates: list[Sample] = []
-    for sample in samples:
-        (duplicates if sample.content in seen else kept).append(sample)
-        seen.add(sample.content)
-    return kept, duplicates
+def digest(value: object) -> int:
+    """8 bytes of BLAKE2b over a text, a number or a tuple of them, the same on every machine and version.
+
+    Two different values among a million have the same digest once in 37 million such sets.
+    """
+    return int.from_bytes(hashlib.blake2b(ascii(value).encode("ascii"), digest_size=8).digest(), "little")
 
 
-def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split into training and held-out samples.
+def digests(values: Iterable[object]) -> np.ndarray:
+    """The digest of each value, uint64[R]."""
+    return np.fromiter((digest(value) for value in values), dtype=np.uint64)
 
-    Groups (rows with the same first question, or the same document) stay together. Which groups are held out depends
-    on their content and the seed only, not on the order of the file. A single document is cut near a line end, and
-    its last part is held out.
+
+def place_of(row: Row) -> tuple[str, int]:
+    """How a row is known when rows are drawn: file name and number, so that a project may move."""
+    return Path(row.file).name, row.number
+
+
+def group_of(sample: Sample, column: str | None) -> object:
+    """What must be equal for two rows to stay on one side of a split.
+
+    Args:
+        sample: one row.
+        column: `data.group_by`; None takes the first question, or the document.
+    """
+    return sample.group if column is None else sample.row.values[column]
+
+
+def group_problem(row: Row, column: str | None) -> RowProblem | None:
+    """What is wrong with the row's value of `data.group_by`: an empty cell would make strangers one group."""
+    if column is None:
+        return None
+    value = without_nan(row.values).get(column)
+    if value is not None and str(value).strip():
+        return None
+    if column not in row.values:
+        return row.problem("is missing. data.group_by names it.", column)
+    return row.problem(f"expected a value to group by (data.group_by), received {short(value)}.", column)
+
+
+def duplicates(content: np.ndarray) -> np.ndarray:
+    """Which rows say what an earlier row says already, bool[R].
+
+    Args:
+        content: digests of what the rows say, uint64[R].
+    """
+    later = np.ones(len(content), dtype=bool)
+    later[np.unique(content, return_index=True)[1]] = False
+    return later
+
+
+def overlap(train: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Which held-out rows are also trained on, word for word, bool[len(held)].
+
+    Args:
+        train: digests of what the training rows say, uint64.
+        held: those of held-out rows.
+    """
+    return np.isin(held, train)
+
+
+def subset(place: np.ndarray, max_rows: int | None, seed: int) -> np.ndarray:
+    """Positions of at most `max_rows` rows, drawn by the seed, in the order of the file: int64[M].
+
+    Args:
+        place: digests of `place_of`, uint64[R].
+        max_rows: None takes all.
+        seed: of the draw. A smaller draw is part of a larger one.
+    """
+    if max_rows is None or len(place) <= max_rows:
+        return np.arange(len(place))
+    return np.sort(np.argsort(_drawn(place, seed), kind="stable")[:max_rows])
+
+
+def held_out(group: np.ndarray, share: float, seed: int, strata: np.ndarray | None) -> np.ndarray:
+    """Which rows are held out, bool[R]: whole groups, at least one of them and never all.
+
+    Groups are taken in an order that seed and content draw, each if it brings the number of rows nearer to the share.
+    So the number is off by at most half of the smallest group that could still be added or, where groups are large,
+    half of the last that was.
+
+    Args:
+        group: digest of each row's group, uint64[R].
+        share: of the rows, above 0.
+        seed: of the order.
+        strata: (row, label) of every label of every row, int64[P, 2], whose shares are kept; or None.
 
     Raises:
         DataError: there is too little to split.
     """
-    if len(samples) == 1 and not samples[0].turns:
-        return _cut_document(samples[0], share)
-    groups = sorted({sample.group for sample in samples}, key=lambda group: _rank(seed, group))
-    if len(groups) < 2:
+    members, group_of_row, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    if len(members) < 2:
         raise DataError(
-            f"cannot hold out a share of {len(samples)} rows that are one group (same first question). "
-            "Name a file in data.eval, or set it to null."
+            f"cannot hold out a share of {len(group)} rows that are one group: rows with the same first question, or "
+            "with the same value of data.group_by, stay together. Name a file in data.eval, or set it to null."
         )
-    held = set(groups[: max(1, round(share * len(groups)))])
-    train = [sample for sample in samples if sample.group not in held]
-    if not train:
+    if share >= 1:
         raise DataError(f"holding out {share:.0%} leaves no row to train on. Lower data.eval.")
-    return train, [sample for sample in samples if sample.group in held]
+    order, wanted = np.argsort(_drawn(members, seed), kind="stable"), share * len(group)
+    if strata is None:
+        held = _nearest(sizes, order, wanted)
+    else:
+        held = nearest_strata(group_of_row, sizes, order, share, strata)
+    return held[group_of_row]
 
 
-def subset(samples: Sequence[Sample], max_rows: int | None, seed: int) -> list[Sample]:
-    """At most `max_rows` samples, drawn by the seed, in the order of the file.
+def _nearest(sizes: np.ndarray, order: np.ndarray, wanted: float) -> np.ndarray:
+    """Groups whose rows together are as near to `wanted` as taking them in `order` comes, bool[G]."""
+    held = np.zeros(len(sizes), dtype=bool)
+    sums = np.cumsum(sizes[order])
+    first = int(np.searchsorted(sums, wanted, side="right"))  # so many fit in without a thought
+    held[order[:first]] = True
+    missing, smallest = wanted - (float(sums[first - 1]) if first else 0.0), int(sizes.min())
+    for one in order[first:]:
+        if 2 * missing <= smallest:
+            break
+        if sizes[one] < 2 * missing:
+            held[one] = True
+            missing -= sizes[one]
+    by_size = order[np.argsort(sizes[order], kind="stable")]
+    if not held.any():
+        held[by_size[0]] = True
+    if held.all():
+        held[by_size[0]] = False
+    return held
 
-    A row is known by its file's name and its number, so that moving a project does not change what is measured.
+
+def _drawn(values: np.ndarray, seed: int) -> np.ndarray:
+    """A number for each digest, other for each seed: the finaliser of splitmix64 (Steele et al., 2014), a bijection."""
+    mixed = values ^ np.uint64(digest(("split", seed)))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def cut_document(sample: Sample, share: float) -> tuple[Sample, Sample]:
+    """Cut a single document near a line end; its last part is held out.
+
+    Raises:
+        DataError: it is too short.
     """
-    if max_rows is None or len(samples) <= max_rows:
-        return list(samples)
-    places = [f"{Path(sample.row.file).name}:{sample.row.number}" for sample in samples]
-    ranked = sorted(range(len(samples)), key=lambda i: _rank(seed, places[i]))
-    return [samples[i] for i in sorted(ranked[:max_rows])]
-
-
-def weighted(examples: Sequence[Example], weights: Mapping[tuple[str, int], float], seed: int) -> list[Example]:
-    """Each example as often as the weight of its row says; of what is left of a weight, that share, drawn by the seed.
-
-    0.25 takes a quarter of a source's examples, 2.5 takes all twice and a half of them once more.
-
-    Args:
-        examples: of all sources.
-        weights: of rows by file and number, where it is not 1.
-        seed: of the draw.
-    """
-    chosen: list[int] = []
-    groups: dict[float, list[int]] = {}
-    for i, example in enumerate(examples):
-        groups.setdefault(weights.get((example.file, example.number), 1.0), []).append(i)
-    for weight, members in groups.items():
-        whole, rest = int(weight), weight - int(weight)
-        ranked = sorted(members, key=lambda i: _rank(seed, f"{Path(examples[i].file).name}:{examples[i].number}:{i}"))
-        chosen += members * whole + ranked[: round(rest * len(members))]
-    return [examples[i] for i in sorted(chosen)]
-
-
-def overlap(train: Sequence[Sample], held: Sequence[Sample]) -> int:
-    """How many held-out samples are also trained on, word for word."""
-    seen = {sample.content for sample in train}
-    return sum(sample.content in seen for sample in held)
-
-
-def _rank(seed: int, text: str) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{text}".encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _cut_document(sample: Sample, share: float) -> tuple[list[Sample], list[Sample]]:
     text = sample.text
     wanted = round(len(text) * (1 - share))
     cut = text.find("\n", wanted, len(text.rstrip())) + 1 or wanted  # the last line's end would hold nothing out
@@ -99,4 +167,4 @@ def _cut_document(sample: Sample, share: float) -> tuple[list[Sample], list[Samp
         raise DataError(f"{sample.row.file}: the document is too short to hold out {share:.0%} of it.")
     in_file = Path(sample.row.file).suffix.lower() in (".txt", ".md")
     line = sample.row.number + (text.count("\n", 0, cut) if in_file else 0)
-    return [Sample(sample.row, text=text[:cut])], [Sample(Row(sample.row.file, line, {}), text=text[cut:])]
+    return Sample(sample.row, text=text[:cut]), Sample(Row(sample.row.file, line, {}), text=text[cut:])

@@ -52,7 +52,7 @@ def pairs(*numbers: int) -> list[dict[str, Any]]:
 def test_a_share_is_held_out_after_duplicates_are_gone(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [*pairs(*range(80)), *pairs(*range(20))])
     found = read(tmp_path, train="a.jsonl", eval="10%")
-    assert (len(found.train), len(found.eval), len(found.duplicates), found.overlap) == (72, 8, 20, 0)
+    assert (len(found.train), len(found.eval), len(found.duplicates), found.leaks.exact) == (72, 8, 20, 0)
     assert len({sample.content for sample in [*found.train, *found.eval]}) == 80
     built = build(tmp_path, train="a.jsonl", eval="10%")
     report = built.train.report
@@ -74,18 +74,25 @@ def test_rows_of_eval_and_test_that_are_trained_on_are_counted(tmp_path: Path) -
     write(tmp_path / "eval.jsonl", pairs(*range(8, 12)))
     write(tmp_path / "test.jsonl", pairs(0, 50))
     built = build(tmp_path, train="train.jsonl", eval="eval.jsonl", test="test.jsonl")
-    assert built.train.report.notes == ["3 rows of eval and test are also in train, word for word."]
+    assert built.train.report.notes == [
+        "leakage: 2 of 4 rows of eval are also in train: 2 word for word, 0 nearly (similarity >= 0.8).",
+        "leakage: 1 of 2 rows of test are also in train: 1 word for word, 0 nearly (similarity >= 0.8).",
+        *(f"leakage: {tmp_path}/train.jsonl:{row} ~ {tmp_path}/{place} (word for word)"
+          for row, place in [(1, "test.jsonl:1"), (9, "eval.jsonl:1"), (10, "eval.jsonl:2")]),
+    ]  # fmt: skip
     assert built.eval is not None
     assert built.test is not None
     assert (len(built.eval.samples), len(built.test.samples)) == (4, 2)
     same = build(tmp_path, train="train.jsonl", eval="train.jsonl")
-    assert same.train.report.notes == ["10 rows of eval and test are also in train, word for word."]
+    assert same.train.report.notes[0] == (
+        "leakage: 10 of 10 rows of eval are also in train: 10 word for word, 0 nearly (similarity >= 0.8)."
+    )
 
 
 def test_overlap_is_counted_over_all_of_eval_though_a_part_is_measured(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", pairs(*range(10)))
     found = read(tmp_path, train="a.jsonl", eval="a.jsonl", max_eval_rows=4)
-    assert (found.overlap, len(found.eval)) == (10, 4)
+    assert (found.leaks.exact, len(found.eval)) == (10, 4)
     again = read(tmp_path, train="a.jsonl", eval="a.jsonl", max_eval_rows=4)
     assert [sample.row.number for sample in again.eval] == [sample.row.number for sample in found.eval]
 
@@ -253,7 +260,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 def test_gsm8k() -> None:
     columns = {"prompt": "question", "completion": "answer"}
     found = read(REAL, train="gsm8k/train.jsonl", test="gsm8k/test.jsonl", columns=columns)
-    assert (len(found.train), len(found.test), found.overlap) == (7473, 1319, 0)
+    assert (len(found.train), len(found.test), found.leaks.exact) == (7473, 1319, 0)
     assert found.formats == ("prompt_completion",)
     assert found.train[0].turns[0].content.startswith("Natalia sold clips to 48")
     assert all("#### " in sample.turns[-1].content for sample in [*found.train, *found.test])
@@ -306,7 +313,7 @@ def test_banking77_as_pairs() -> None:
     found = read(
         REAL, train="banking77/train.csv", test="banking77/test.csv", columns=columns, format="prompt_completion"
     )
-    assert (len(found.train), len(found.test), found.overlap) == (10_003, 3_080, 0)
+    assert (len(found.train), len(found.test), found.leaks.exact) == (10_003, 3_080, 0)
     assert [turn.content for turn in found.train[0].turns] == ["I am still waiting on my card?", "card_arrival"]
     assert len({sample.turns[-1].content for sample in found.train}) == 77
 

@@ -43,7 +43,7 @@ LAYERS = [
 ]
 """From the bottom up: a file may import its own layer's files and those below."""
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "scipy", "matplotlib", "pyarrow",
-         "sklearn", "sacrebleu", "rouge_score", "nervaluate", "nltk"}  # fmt: skip
+         "sklearn", "datasketch", "sacrebleu", "rouge_score", "nervaluate", "nltk"}  # fmt: skip
 LONGER_FILES = {
     "store.py": "all durable writes are in one file on purpose",
     "plan.py": "every decision of a run, each a few lines",
