@@ -266,3 +266,22 @@ def test_law_11_generating_between_steps_changes_nothing(tmp_path: Path, shared:
     train(twelve(tmp_path, shared, method, "llama", eval=generating, checkpoint={"every": 5}))
     assert sum("exact_match" in event for event in events(tmp_path / "run", "eval")) >= 5
     assert_same_checkpoint(tmp_path / "run", uninterrupted(shared, method, "llama"), STEPS)
+
+
+def test_law_8_with_weighted_sources(tmp_path: Path, shared: Shared) -> None:
+    """Half of the rows, others each epoch, and those of another source twice: six epochs of two steps."""
+    section = {"duration": "12 steps", "warmup": 2, "learning_rate": 3e-3, "batch_size": 6, "micro_batch_size": 3}
+    sources = [{"path": "rows.jsonl", "weight": 0.5}, {"path": "more.jsonl", "weight": 2.0}]
+    for name in ("cut", "whole"):
+        (tmp_path / name).mkdir()
+        rows = [{"prompt": f"{i}?", "completion": f"<call>{i}"} for i in range(20, 23)]
+        (tmp_path / name / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"train": sources, "eval": "rows.jsonl"}
+        loaded = twelve(tmp_path / name, shared, "lora", "llama", train=section, data=data, checkpoint={"every": 5})
+        if name == "cut":
+            interrupt(loaded, 3)
+            interrupt(loaded, 8)
+        train(loaded)
+    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
+    report = json.loads((tmp_path / "whole" / "run" / "report.json").read_text())
+    assert (report["rows_seen"], report["data"]["train"]["examples"]) == (6 * 12, 12)

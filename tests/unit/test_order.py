@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftune.data.encode import Example
-from ftune.data.order import derived_seed, permutation, steps_per_epoch, window
+from ftune.data.order import Mix, derived_seed, epoch_order, first_epoch, permutation, steps_per_epoch, window
 
 
 def examples(count: int) -> list[Example]:
@@ -139,3 +139,167 @@ def test_any_step_can_be_had_without_those_before() -> None:
 
     assert numbers(forward) == numbers(backward[::-1])
     assert len({str(one) for one in numbers(forward)}) == 9
+
+
+# weights
+
+
+def mix(*parts: tuple[int, float]) -> Mix:
+    """Sources of so many examples with such weights, one after the other."""
+    source = np.repeat(np.arange(len(parts)), [count for count, _ in parts])
+    return Mix(source, tuple(f"{i}.jsonl" for i in range(len(parts))), tuple(weight for _, weight in parts))
+
+
+def seen(of: Mix, seed: int, epoch: int) -> Counter[int]:
+    return Counter(of.drawn(seed, epoch).tolist())
+
+
+def test_an_epoch_has_the_same_number_of_each_source_every_time() -> None:
+    of = mix((100, 1), (40, 0.25), (10, 2.5), (7, 0.01))
+    assert of.per_epoch == (100, 10, 25, 1)
+    for epoch in range(12):
+        numbers = of.drawn(0, epoch)
+        assert np.bincount(of.source[numbers]).tolist() == [100, 10, 25, 1]
+        assert sorted(numbers[:100].tolist()) == list(range(100))
+    assert mix((10, 0.25), (0, 2.0)).per_epoch == (2, 0)  # 2.5, rounded to even
+
+
+def test_each_epoch_draws_others_until_all_were_seen() -> None:
+    of = mix((40, 0.25), (40, 1))
+    quarters = [seen(of, 0, epoch) for epoch in range(8)]
+    of_first = [{i for i in quarter if i < 40} for quarter in quarters]
+    assert [len(part) for part in of_first] == [10] * 8
+    assert set().union(*of_first[:4]) == set(range(40))  # four quarters are all, each once
+    assert set().union(*of_first[4:]) == set(range(40))
+    assert of_first[:4] != of_first[4:]
+    assert seen(of, 1, 0) != quarters[0]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.1, 0.3, 0.5, 1, 1.5, 2, 3.7])), min_size=1, max_size=3),
+    st.integers(0, 2**63 - 1),
+    st.integers(1, 7),
+)
+def test_over_any_number_of_epochs_examples_of_a_source_come_equally_often(
+    parts: list[tuple[int, float]], seed: int, epochs: int
+) -> None:
+    of = mix(*parts)
+    total: Counter[int] = Counter()
+    for epoch in range(epochs):
+        total += seen(of, seed, epoch)
+    for members, take in zip(of.members, of.per_epoch, strict=True):
+        times = [total[i] for i in members.tolist()]
+        assert sum(times) == take * epochs
+        assert max(times) - min(times) <= 1
+
+
+def test_draws_are_what_they_always_were() -> None:
+    of = mix((6, 0.5), (3, 2))
+    assert [of.drawn(0, epoch).tolist() for epoch in range(3)] == [
+        [5, 2, 4, 6, 7, 8, 7, 8, 6],
+        [0, 3, 1, 6, 8, 7, 6, 8, 7],
+        [3, 5, 2, 7, 6, 8, 6, 8, 7],
+    ]
+
+
+def test_without_weights_the_order_is_that_of_the_permutation() -> None:
+    data = examples(11)
+    for step in range(6):
+        plain = window(data, step, batch_size=4, micro_batch_size=4, seed=3)
+        weighed = window(data, step, batch_size=4, micro_batch_size=4, seed=3, mix=None)
+        assert [[e.number for e in b] for b in plain.micro_batches] == [
+            [e.number for e in b] for b in weighed.micro_batches
+        ]
+    assert epoch_order(11, 3, 1).tolist() == permutation(3, 1, 11).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 5), st.integers(0, 3))
+def test_windows_cover_what_the_epoch_draws(batch_size: int, micro: int, seed: int, epoch: int) -> None:
+    data, of = examples(20), mix((12, 0.5), (8, 1.5))
+    per_epoch = steps_per_epoch(sum(of.per_epoch), batch_size)
+    numbers: list[int] = []
+    for position in range(per_epoch):
+        found = window(
+            data, epoch * per_epoch + position, batch_size=batch_size, micro_batch_size=micro, seed=seed, mix=of
+        )
+        sizes = [len(batch) for batch in found.micro_batches]
+        assert sum(sizes) == (batch_size if position < per_epoch - 1 else 18 - batch_size * (per_epoch - 1))
+        numbers += [example.number for batch in found.micro_batches for example in batch]
+    assert Counter(numbers) == seen(of, seed, epoch)
+    assert len(numbers) == 18
+
+
+def test_sources_are_mixed_in_an_epoch_not_one_after_the_other() -> None:
+    of = mix((500, 1), (1_000, 0.5))
+    order = epoch_order(of, 0, 0)
+    first = of.source[order[:100]].sum()
+    assert 30 < first < 70
+
+
+def test_any_step_of_a_mix_can_be_had_without_those_before() -> None:
+    data = examples(12)
+
+    def numbers(step: int) -> list[int]:
+        of = mix((8, 0.75), (4, 2))  # anew, as after a restart: nothing is remembered
+        found = window(data, step, batch_size=4, micro_batch_size=2, seed=0, mix=of)
+        return [example.number for batch in found.micro_batches for example in batch]
+
+    forward = [numbers(step) for step in range(12)]
+    assert [numbers(step) for step in reversed(range(12))] == forward[::-1]
+    assert len({tuple(one) for one in forward}) == 12
+
+
+def test_an_example_that_comes_twice_has_other_parts_hidden_each_time() -> None:
+    data, seeds = examples(3), []
+
+    def hide(example: Example, seed: int) -> Example:
+        seeds.append((example.number, seed))
+        return example
+
+    for _ in range(2):
+        window(data, 0, batch_size=9, micro_batch_size=9, seed=0, draw=hide, mix=mix((3, 3)))
+    assert seeds[:9] == seeds[9:]
+    assert Counter(number for number, _ in seeds[:9]) == {0: 3, 1: 3, 2: 3}
+    assert len(set(seeds)) == 9
+    seeds.clear()
+    window(data, 0, batch_size=3, micro_batch_size=3, seed=0, draw=hide)
+    assert dict(seeds) == {i: derived_seed("draw", 0, 0, i) for i in range(3)}
+
+
+def test_what_a_run_does_not_see() -> None:
+    of = mix((40, 0.25), (10, 1))  # 20 examples an epoch
+    assert of.unseen(0, 0, 4) == (40, 10)
+    assert of.unseen(0, 5, 4) == (30, 0)
+    assert of.unseen(0, 20, 4) == (0, 0)
+    assert of.unseen(0, 10**9, 4) == (0, 0)
+    for steps in range(1, 20):
+        data = examples(50)
+        looked_at = {
+            example.number
+            for step in range(steps)
+            for batch in window(data, step, batch_size=4, micro_batch_size=4, seed=0, mix=of).micro_batches
+            for example in batch
+        }
+        assert of.unseen(0, steps, 4) == (
+            40 - len({i for i in looked_at if i < 40}),
+            10 - sum(i >= 40 for i in looked_at),
+        )
+    assert of.unseen_notes(0, 5, 4) == [
+        "weights: 30 of 40 examples of 0.jsonl are not seen in the 5 steps of this run."
+    ]
+
+
+def test_the_policy_is_told() -> None:
+    assert mix((40, 0.25), (10, 2)).notes() == [
+        "weights: an epoch sees 30 examples: 10 of 40 from 0.jsonl (weight 0.25), 20 of 10 from 1.jsonl (weight 2). "
+        "Each example of a source comes once before any comes again; the next epoch goes on where the last one stopped."
+    ]
+    assert mix((4, 0.5), (2, 2)).expected([1, 2, 3, 4, 10, 20]) == 65
+
+
+def test_methods_that_fit_at_once_get_the_first_epoch() -> None:
+    data, of = examples(6), mix((4, 0.5), (2, 2))
+    assert Counter(e.number for e in first_epoch(data, of, 7)) == seen(of, 7, 0)
+    assert first_epoch(data, None, 7) is data
