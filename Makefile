@@ -46,8 +46,9 @@ crash: $(READY)  ## kill and break runs at every durable operation
 gpu: $(READY)  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu -rs
 
-bench: $(READY)  ## start-up time beside the bare imports
+bench: $(READY)  ## start-up time beside the bare imports; the search for leaks beside tokenising
 	$(BIN)/python tests/bench/startup.py
+	$(BIN)/python tests/bench/leakage.py
 
 clean:  ## delete the environment and the demo's run
 	rm -rf $(VENV) runs/demo

@@ -94,8 +94,8 @@ class Source(Section):
     revision: str | None = None
     """Commit of a hub set."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """How often an epoch sees each row, in `data.train`: 0.25 is a quarter of the rows, drawn by the seed, 2 is every
-    row twice. Mixes general text into domain text, or lets a small set count more."""
+    """How often an epoch sees each row, in `data.train`: 0.25 is a quarter of the rows, another one each epoch, 2 is
+    every row twice. Mixes general text into domain text, or lets a small set count more."""
     format: Format | None = None
     """Row format of this source; null takes `data.format`."""
     columns: dict[str, str] | None = None
