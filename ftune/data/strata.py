@@ -171,7 +171,8 @@ class _Table:
         open_to = ~self.held & ~self.locked & (np.abs(missing - self.sizes) <= abs(self.missing) + 1e-9)
         gains[~open_to] = -np.inf
         best = gains.max()
-        other = min(np.flatnonzero(gains == best), key=lambda one: self.rank[one]) if best + gain > 1e-9 else group
+        equal = np.flatnonzero(gains == best)
+        other = int(equal[np.argmin(self.rank[equal])]) if best + gain > 1e-9 else group
         if other == group or not self._move(other, 1):
             self._move(group, 1)
             return False
