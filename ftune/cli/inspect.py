@@ -67,6 +67,8 @@ def check_cli(
     print(f"data: {counts} rows, format {', '.join(samples.formats)}")
     if samples.duplicates:
         print(f"data: {len(samples.duplicates)} exact duplicates are left out before the split")
+    if samples.leaked:
+        print(f"data: {len(samples.leaked)} training rows that are also in eval or test are left out")
     for note in [*samples.notes, *samples.leaks.notes()]:
         print(f"data: {note}")
 

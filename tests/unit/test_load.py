@@ -68,6 +68,10 @@ data:
   train_on: last
   max_length: 512
   overlong: drop
+  group_by: id
+  stratify: false
+  near_duplicates: 0.7
+  leakage: drop
 train:
   duration: 2_000_000 tokens
   max_minutes: 90
@@ -167,6 +171,7 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
         "data": {
             "train": "d.jsonl", "eval": None, "test": None, "format": "auto", "columns": {}, "template": None,
             "train_on": "completion", "max_length": "auto", "overlong": None,
+            "group_by": None, "stratify": False, "near_duplicates": "auto", "leakage": "warn",
         },
         "train": {
             "duration": "3 epochs", "max_minutes": None, "batch_size": 32, "micro_batch_size": "auto",
@@ -342,6 +347,7 @@ def test_zero_is_a_value(here: Path, key: str, zero: float) -> None:
 
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "data.max_length": [1, 0, -1],
+    "data.near_duplicates": [0, -0.1, 1.1],
     "train.max_minutes": [0, -1],
     "train.batch_size": [0, -1],
     "train.micro_batch_size": [0, -1],
