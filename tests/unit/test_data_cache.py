@@ -179,9 +179,9 @@ def test_a_damaged_entry_is_made_again_and_told(tmp_path: Path, kind: str, fault
     cache = Cache(root)
     second = build(tmp_path, cache)
     assert (cache.made, cache.taken) == (1, 1)
-    assert len(second.notes) == 1 and second.notes[0].startswith("an entry of the cache was damaged and is")
+    assert len(second.notes) == 2 and second.notes[0].startswith("an entry of the cache was damaged and is")
     assert same(first, second)
-    assert build(tmp_path, Cache(root)).notes == ()
+    assert build(tmp_path, Cache(root)).notes == second.notes[1:]
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path) -> None:
@@ -191,8 +191,9 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path) -> 
     found = build(tmp_path, cache, eval="10%")
     assert same(found, build(tmp_path, Cache(), eval="10%"))
     assert found.story == "read and tokenised"
-    assert all(note.startswith("the cache cannot be used, so the work is done again next ") for note in found.notes)
-    assert 1 <= len(found.notes) <= 2
+    *told, _ = found.notes  # the last says how rows were read
+    assert all(note.startswith("the cache cannot be used, so the work is done again next ") for note in told)
+    assert 1 <= len(told) <= 2
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
