@@ -254,6 +254,8 @@ def _refuse_bad_rows(tables: dict[str, list[SampleTable]], data: Data) -> None:
     total = sum(table.facts["num_problems"] for table in every)
     if total and data.on_bad_row == "error":
         raise DataError(problems=[problem for table in every for problem in table.problems], total=total)
+    if cut := [problem for table in every for problem in table.problems if problem.ends]:
+        raise DataError("data.on_bad_row: skip leaves out rows, not the rest of a file that cannot be read.", cut)
     if empty := [name for name, each in tables.items() if each and not sum(map(len, each))]:
         problems = [problem for table in tables[empty[0]] for problem in table.problems]
         raise DataError(f"data.{empty[0]}: every row is bad.", problems=problems)

@@ -59,7 +59,7 @@ class TableWriter:
         self._files: dict[str, int] = {}
         self._labels: dict[str, int] = {}
         self._num_labels = self._size = 0
-        self._problems: list[tuple[int, int, str, str]] = []
+        self._problems: list[tuple[int, int, str, str, bool]] = []
         self._bad_rows = self._num_problems = 0
 
     def __enter__(self) -> TableWriter:
@@ -99,9 +99,11 @@ class TableWriter:
         """Note everything that is wrong with one row."""
         self._bad_rows += 1
         self._num_problems += len(problems)
-        for one in problems[: max(0, KEPT_PROBLEMS - len(self._problems))]:
+        for one in problems:
+            if len(self._problems) >= KEPT_PROBLEMS and not one.ends:
+                continue
             number = self._files.setdefault(one.file, len(self._files))
-            self._problems.append((number, one.row, one.message, one.field))
+            self._problems.append((number, one.row, one.message, one.field, one.ends))
 
     def _flush(self) -> None:
         import pyarrow
@@ -184,8 +186,8 @@ class SampleTable(Sequence[Sample]):
 
     @property
     def problems(self) -> list[RowProblem]:
-        """What is wrong with the first bad rows."""
-        return [RowProblem(self.files[file], row, what, field) for file, row, what, field in self.facts["problems"]]
+        """What is wrong with the first bad rows, and wherever the rest of a file could not be read."""
+        return [RowProblem(self.files[file], *rest) for file, *rest in self.facts["problems"]]
 
 
 @dataclass(frozen=True, eq=False)

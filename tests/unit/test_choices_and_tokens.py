@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tiny_tokenizers import byte_tokenizer
 
-from ftune.data.build import Dataset, build_data, read_samples
+from ftune.data.build import Dataset, build_data
 from ftune.data.read import Row
 from ftune.data.render import Renderer
+from ftune.data.samples import read_samples
 from ftune.data.shape import Sample, detect_format, reach, reading_notes, to_sample
 from ftune.errors import DataError
 from ftune.objectives import Objective
@@ -179,7 +180,7 @@ def test_an_id_that_the_tokenizer_does_not_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", [None, "drop", "truncate", "split"])
 def test_long_rows_of_tokens(tmp_path: Path, policy: str | None) -> None:
     rows = [{"input_ids": list(range(10))}, {"input_ids": [1, 2]}]
-    keys = {"max_length": 4, "overlong": policy}
+    keys = {"max_length": 4, "overlong": policy, "max_dropped": "50%"}
     if policy is None:
         with pytest.raises(DataError, match="a.jsonl:1: has 10 tokens, more than max_length 4"):
             built(tmp_path, rows, **keys)
@@ -192,16 +193,17 @@ def test_long_rows_of_tokens(tmp_path: Path, policy: str | None) -> None:
         assert split.report.targets == 9 + 1
 
 
-def test_tokens_and_text_do_not_mix(tmp_path: Path) -> None:
-    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n')
+def test_tokens_and_text_may_come_from_two_sources(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "xy"}\n')
     (tmp_path / "c.jsonl").write_text('{"input_ids": [1, 2]}\n')
     objective = CausalLM()
-    with pytest.raises(DataError, match="1 rows are tokens already and 1 are not. Use one kind."):
-        build_data(
-            Data(train=["b.jsonl", "c.jsonl"]), tmp_path, Renderer(byte_tokenizer(), None), objective,
-            accepted=objective.formats, guard=[], max_length=9, seed=0, max_eval_rows=None, encoder_decoder=False,
-            tick=lambda *_: None,
-        )  # fmt: skip
+    data = build_data(
+        Data(train=["b.jsonl", "c.jsonl"]), tmp_path, Renderer(byte_tokenizer(), None), objective,
+        accepted=objective.formats, guard=[], max_length=9, seed=0, max_eval_rows=None, encoder_decoder=False,
+        tick=lambda *_: None,
+    )  # fmt: skip
+    assert [example.ids.tolist()[:2] for example in data.train.examples] == [[120, 121], [1, 2]]
+    assert data.formats == ("text", "tokens")
 
 
 # which format, and what is not read
@@ -236,15 +238,15 @@ def test_question_and_answer_alone_are_no_multiple_choice() -> None:
 @pytest.mark.parametrize(
     ("row_format", "columns", "keys", "notes"),
     [
-        ("chat", ["messages", "id"], {"auto": True}, ["f: format chat, as its columns say (messages)."]),
-        ("chat", ["conversations", "rejected"], {}, ["f: format chat does not read rejected."]),
+        ("chat", ["messages", "id"], {"auto": True}, ["format chat, as its columns say (messages)."]),
+        ("chat", ["conversations", "rejected"], {}, ["format chat does not read rejected."]),
         ("prompt_completion", ["prompt", "completion", "context", "score"], {"auto": True},
-         ["f: format prompt_completion, as its columns say (prompt, completion); "
+         ["format prompt_completion, as its columns say (prompt, completion); "
           "format prompt_completion does not read context."]),
         ("prompt_completion", ["prompt", "completion", "context"], {"shown": ("context",)}, []),
         ("prompt_completion", ["q", "completion"], {"mapping": {"prompt": "q"}}, []),
         ("prompt_completion", ["q", "prompt", "completion"], {"mapping": {"prompt": "q"}},
-         ["f: format prompt_completion does not read prompt."]),
+         ["format prompt_completion does not read prompt."]),
         ("chat", ["messages", "text"], {}, []),
     ],
 )  # fmt: skip
@@ -278,10 +280,11 @@ def test_chats_may_have_other_keys_and_other_roles(tmp_path: Path) -> None:
     }
 
     def read(**changed: Any) -> list[Sample]:
-        return read_samples(
+        rows = read_samples(
             Data(**{**keys, **changed}), tmp_path, accepted=CausalLM().formats, seed=0, max_eval_rows=None,
             tick=lambda *_: None,
         ).train  # fmt: skip
+        return list(rows)
 
     (sample,) = read()
     assert [(turn.role, turn.content) for turn in sample.turns] == [("user", "Hi"), ("assistant", "Hello")]
@@ -293,8 +296,8 @@ def test_chats_may_have_other_keys_and_other_roles(tmp_path: Path) -> None:
 
 def test_notes_reach_the_caller(tmp_path: Path) -> None:
     data = built(tmp_path, [{"prompt": "a", "completion": "b", "tools": "[]"}])
-    assert data.notes == (
-        f"{tmp_path}/a.jsonl: format prompt_completion, as its columns say (prompt, completion); "
+    assert data.notes[:1] == (
+        "a.jsonl: format prompt_completion, as its columns say (prompt, completion); "
         "format prompt_completion does not read tools.",
     )
-    assert built(tmp_path, [{"prompt": "a", "completion": "b"}], format="prompt_completion").notes == ()
+    assert built(tmp_path, [{"prompt": "a", "completion": "b"}], format="prompt_completion").notes[:1] == ()

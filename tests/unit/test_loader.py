@@ -11,12 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from ftune.cli import app
+from ftune.data.cache import Cache
 from ftune.data.loader import module_file
 from ftune.data.read import Row, files_of, read_source
+from ftune.data.samples import read_samples
 from ftune.drift import data_files
 from ftune.errors import DataError, RowProblem
 from ftune.load import load_recipe
-from ftune.recipe import Source
+from ftune.objectives.causal_lm import CausalLM
+from ftune.recipe import Data, Source
 
 GOOD = """
 from dataclasses import dataclass
@@ -162,3 +165,28 @@ def test_the_command_line_shows_no_traceback(tmp_path: Path) -> None:
     assert result.exit_code == 3
     assert "hooks.py:2 after 0 rows" in result.stderr and "ZeroDivisionError: division by zero" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_kept_rows_are_read_anew_when_the_module_or_a_file_of_its_folder_changes(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "labels.lst").write_text("a")
+    text = (
+        "def rows(path):\n    with (path.parent / 'ran').open('a') as ran:\n        ran.write('x')\n"
+        "    yield {'text': 'FIRST'}\n"
+    )
+    hook(tmp_path, text)
+    data = Data(train=Source(path="data", loader="hooks:rows"))
+
+    def read() -> tuple[str, int]:
+        found = read_samples(
+            data, tmp_path, accepted=CausalLM().formats, seed=0, max_eval_rows=None, tick=lambda *_: None,
+            cache=Cache(tmp_path / "cache"),
+        )  # fmt: skip
+        assert found.notes == ("data: format text, as its columns say (text).",)
+        return found.train[0].text, len((tmp_path / "ran").read_text())
+
+    assert [read(), read()] == [("FIRST", 1), ("FIRST", 1)]
+    hook(tmp_path, text.replace("FIRST", "second"))
+    assert [read(), read()] == [("second", 2), ("second", 2)]
+    (tmp_path / "data" / "labels.lst").write_text("b")
+    assert [read(), read()] == [("second", 3), ("second", 3)]

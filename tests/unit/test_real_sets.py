@@ -80,8 +80,9 @@ CASES = {
         {"data": {"train": {"path": "dpo_en_demo/dpo_en_demo.json", "loader": "loaders:dpo_chosen"}}}, 300),
     "mmlu_subset": Case(
         {"data": {"train": "mmlu_subset/dev/*.csv", "test": "mmlu_subset/test/*.csv",
-                  "columns": {"answer_index": "answer"}}}, 45, 2_472),
-    "piqa_valid": Case({"data": {"train": {"path": "piqa_valid", "loader": "loaders:piqa"}}}, 1_838),
+                  "columns": {"answer_index": "answer"}, "overlong": "truncate_prompt"}}, 45, 2_472),
+    "piqa_valid": Case({"data": {"train": {"path": "piqa_valid", "loader": "loaders:piqa"},
+                                 "overlong": "truncate_prompt"}}, 1_838),
 }  # fmt: skip
 FAST = ("mmlu_subset", "oasst_sample", "rt_polarity")
 """Cases that are also trained within `make test`, on part of their rows."""
@@ -108,7 +109,7 @@ def written(folder: Path, case: Case, rows: str | None = None) -> Path:
         "model": "builtin:tiny-llama",
         "train": {"duration": "2 steps", "batch_size": 4},
         **case.sections,
-        "data": {"max_length": 128, "overlong": "truncate", **data, **parts},
+        "data": {"max_length": 512, "overlong": "truncate", "max_dropped": "50%", **data, **parts},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     return folder / "recipe.yaml"

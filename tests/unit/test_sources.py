@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from ftune.data.read import Row, files_of, read_source, uses_hub
+from ftune.data.samples import read_samples
 from ftune.errors import DataError, RecipeError, RowProblem
 from ftune.load import load_recipe
-from ftune.recipe import Source
+from ftune.objectives.causal_lm import CausalLM
+from ftune.recipe import Data, Source
 
 
 def read(folder: Path, path: str, **keys: Any) -> list[tuple[int, Any]]:
@@ -295,3 +297,18 @@ def test_keys_that_rows_of_tokens_do_not_need(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in problems(tmp_path, data)] == [
         "data.template", "data.train_on", "data.roles",
     ]  # fmt: skip
+
+
+def test_skipping_bad_rows_does_not_skip_the_rest_of_a_file(tmp_path: Path) -> None:
+    def read(text: str) -> int:
+        (tmp_path / "a.csv").write_text("text\n" + "fine\n" * 400 + text)
+        data = Data(train="a.csv", on_bad_row="skip", max_dropped="5%")
+        accepted = CausalLM().formats
+        rows = read_samples(data, tmp_path, accepted=accepted, seed=0, max_eval_rows=None, tick=lambda *_: None)
+        return len(rows.train)
+
+    assert read('"x" y\nfine\n') == 401
+    with pytest.raises(DataError) as caught:
+        read('x,y\n"never closed\nfine\n')
+    assert "skip leaves out rows, not the rest of a file" in str(caught.value)
+    assert [problem.row for problem in caught.value.problems] == [403]
