@@ -194,9 +194,11 @@ class StopsIn(Listener):
 )  # fmt: skip
 @pytest.mark.parametrize("method", METHODS)
 def test_law_8_cut_outside_of_steps(
-    tmp_path: Path, shared: Shared, method: str, phase: str, count: int, step: int | None
-) -> None:
+    tmp_path: Path, shared: Shared, method: str, phase: str, count: int, step: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """In the baseline (7 batches), in the evaluations after steps 4, 8 and 12, in the final scoring, while loading."""
+    monkeypatch.setenv("FTUNE_CACHE", str(tmp_path / "cache"))  # so that rows are read at all
     loaded = twelve(tmp_path, shared, method, "llama", checkpoint={"every": 5})
     listener = StopsIn(phase, count)
     with pytest.raises(Interrupted) as caught:

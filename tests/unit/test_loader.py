@@ -182,7 +182,7 @@ def test_kept_rows_are_read_anew_when_the_module_or_a_file_of_its_folder_changes
             data, tmp_path, accepted=CausalLM().formats, seed=0, max_eval_rows=None, tick=lambda *_: None,
             cache=Cache(tmp_path / "cache"),
         )  # fmt: skip
-        assert found.notes == ("data: format text, as its columns say (text).",)
+        assert tuple(found.readings) == ("data: format text, as its columns say (text).",)
         return found.train[0].text, len((tmp_path / "ran").read_text())
 
     assert [read(), read()] == [("FIRST", 1), ("FIRST", 1)]
