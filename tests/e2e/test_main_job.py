@@ -22,7 +22,7 @@ def test_whole_job(straight: Path) -> None:
     run = straight / "runs" / "recipe"
     again = ftune("train", "recipe.yaml", cwd=straight)
     assert "already complete" in again.stdout
-    scored = json.loads(ftune("eval", run, "--json", cwd=straight).stdout)
+    scored = json.loads(ftune("eval", run, "--json", "--batch-size", 2, cwd=straight).stdout)  # as large as the run's
     report = json.loads((run / "report.json").read_text())
     assert scored["metrics"]["loss"]["value"] == report["metrics"]["eval"]["loss"]["value"]
     assert scored["metrics"]["loss"]["value"] < scored["baseline"]["loss"]
