@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_tokenizers import TOKENIZERS
+from written import encode_all
 
-from ftune.data.encode import encode_all
 from ftune.data.read import Row
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample, to_sample

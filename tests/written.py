@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ftune.data.cache import Cache
-from ftune.data.encode import Encoded, Example
+from ftune.data.encode import Encoded, Example, encode_rows
+from ftune.data.render import Renderer
 from ftune.data.shape import Sample
 from ftune.data.table import Rows, SampleTable, TableWriter
 from ftune.data.tally import Outcome, Report, refuse
@@ -43,6 +44,15 @@ def examples_of(samples: Sequence[Sample], encode: Callable[[Rows], Iterable[Enc
     outcome = outcome_of(samples, encode)
     refuse([outcome], skip_bad_rows=False)
     return list(outcome.examples), outcome.report()
+
+
+def encode_all(samples: Sequence[Sample], renderer: Renderer, **settings: Any) -> tuple[list[Example], Report]:
+    """Examples and counts of samples for a decoder; `settings` are those of `encode_rows`.
+
+    Raises:
+        DataError: as training would.
+    """
+    return examples_of(samples, lambda rows: encode_rows(rows, renderer, **settings))
 
 
 def folders_left() -> list[str]:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from golden_masks import TEMPLATES, conversation, said, sample, tokenizer
 from tiny_tokenizers import FAMILIES, byte_tokenizer
+from written import encode_all
 
-from ftune.data.encode import Report, encode_all
 from ftune.data.read import Row, read_source
 from ftune.data.render import Rendered, Renderer, System, TrainOn
 from ftune.data.shape import Sample, to_sample
+from ftune.data.tally import Report
 from ftune.errors import DataError
 from ftune.load import load_recipe
 from ftune.prepare import prepare

@@ -13,8 +13,9 @@ from golden_masks import LEADING, NO_SYSTEM, TEMPLATES, TERMINATORS, conversatio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import TOKENIZERS
+from written import encode_all
 
-from ftune.data.encode import Example, encode_all
+from ftune.data.encode import Example
 from ftune.data.render import Renderer, TrainOn
 from ftune.data.shape import Sample
 from ftune.errors import DataError
