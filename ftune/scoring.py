@@ -87,7 +87,7 @@ def evaluate(
     tick("loading", 0, 0)
     target, record, runtime = open_scorable(path, overrides)
     recipe = record.recipe
-    data, name = _chosen_split(recipe.data, split, data_file)
+    data, name, shown = _chosen_split(recipe.data, split, data_file)
     cache = Cache(cache_root(os.environ, Path.home()))
     samples = read_samples(
         data,
@@ -116,7 +116,7 @@ def evaluate(
         tick=lambda done, total: tick("scoring", done, total),
     )
     seconds = time.monotonic() - started
-    return Evaluation(str(path), name, len(rows), scores, _baseline(path, name), predictions, seconds)
+    return Evaluation(str(path), shown, len(rows), scores, _baseline(path, shown), predictions, seconds)
 
 
 def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Record, Runtime]:
@@ -131,7 +131,7 @@ def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Recor
         hint = f"Score it with the recipe of your data: ftune eval RECIPE --set model={path.absolute()}"
         raise RecipeError([Problem("", f"is a plain model folder without a recipe. {hint}", str(path))])
     if kind in ("run", "checkpoint"):
-        target = open_target(path)
+        target = open_target(path, overrides=overrides)
     else:
         record = _record_before_loading(path, kind, overrides)
         precision, _ = choose_precision(record.recipe, machine)
@@ -151,19 +151,19 @@ def _record_before_loading(path: Path, kind: str, overrides: tuple[str, ...]) ->
     return read_record(path / SIDECAR)
 
 
-def _chosen_split(data: Data, split: SplitName | None, data_file: Path | None) -> tuple[Data, SplitName]:
-    """The part of `data` to read and which split of it to score.
+def _chosen_split(data: Data, split: SplitName | None, data_file: Path | None) -> tuple[Data, SplitName, str]:
+    """The part of `data` to read, which split of it to score, and what it is called.
 
     Raises:
         RecipeError: the recipe has no such split.
     """
     if data_file is not None:
-        return data.model_copy(update={"train": str(data_file.absolute()), "eval": None, "test": None}), "train"
+        return data.model_copy(update={"train": str(data_file.absolute()), "eval": None, "test": None}), "train", "data"
     name = split or ("test" if data.test is not None else "eval")
     if name != "train" and getattr(data, name) is None:
         message = f"the recipe has no data.{name}. Name other rows with --data FILE, or another --split."
         raise RecipeError([Problem(f"data.{name}", message)])
-    return data, name
+    return data, name, name
 
 
 def _known_metrics(recipe: Recipe, asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from ftune import builtin
 from ftune.data.read import Row
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample, to_sample
+from ftune.errors import RecipeError
 from ftune.evaluation import (
     Prediction,
     RowLosses,
@@ -26,6 +27,8 @@ from ftune.evaluation import (
     text_scores,
 )
 from ftune.metrics import Score
+from ftune.recipe import Data
+from ftune.scoring import _chosen_split, evaluate
 
 EOS = 258
 METRICS = ("loss", "perplexity", "bits_per_byte")
@@ -253,3 +256,18 @@ def test_what_is_expected_is_what_was_learned_and_weight_0_is_not_asked_for(tmp_
     assert [(p.number, p.prompt, p.expected) for p in found] == [
         (1, "q<|im_end|>", "  yes "), (3, "q<|im_end|>", "<f>f</f>"),
     ]  # fmt: skip
+
+
+def test_set_is_refused_where_a_recipe_is_recorded(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RecipeError, match="--set has no effect on a run, whose recipe is recorded"):
+        evaluate(
+            tmp_path, split=None, data_file=None, metrics=None, max_rows=None, batch_size=1,
+            overrides=("eval.max_new_tokens=3",), tick=lambda *_: None,
+        )  # fmt: skip
+
+
+def test_other_rows_are_not_called_train() -> None:
+    rows = Data(train="a.jsonl", eval="b.jsonl")
+    assert _chosen_split(rows, None, Path("/c.jsonl")) == (Data(train="/c.jsonl"), "train", "data")
+    assert _chosen_split(rows, None, None) == (rows, "eval", "eval")

@@ -1350,3 +1350,12 @@ def test_loading_is_cold(tmp_path: Path) -> None:
 )
 def test_values_that_would_mean_nothing(here: Path, text: str, line: str) -> None:
     assert any(line in found for found in refused(f"model: m\n{text}\n"))
+
+
+def test_metrics_of_test_rows_need_no_eval_rows(here: Path) -> None:
+    text = "model: m\ndata: {train: d.jsonl, test: t.jsonl}\neval: {metrics: [exact_match], max_new_tokens: 8}\n"
+    assert load(text).recipe.eval.metrics == ["exact_match"]
+    alone = "model: m\ndata: {train: d.jsonl}\neval: {metrics: [exact_match]}\n"
+    assert refused(alone) == [
+        "3:8 eval.metrics: has no effect without data.eval. Give data.eval a path or a share such as '5%'."
+    ]
