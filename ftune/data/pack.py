@@ -1,4 +1,4 @@
-"""Which rows of a step go through the model together: end to end, or side by side with few pads."""
+"""Which rows go together when they are laid end to end."""
 
 from __future__ import annotations
 
@@ -25,30 +25,3 @@ def first_fit(examples: Sequence[Example], capacity: int) -> list[list[Example]]
             packs[number].append(example)
             room[number] -= size
     return packs
-
-
-def least_padded(examples: Sequence[Example], capacity: int, overhead: float) -> list[list[Example]]:
-    """Cut examples, from the longest to the shortest, into micro-batches that cost least.
-
-    A micro-batch costs its rows times its longest, and `overhead`. The best cuts are found by dynamic programming: what
-    the last k examples cost is the least over all sizes of their first micro-batch.
-
-    Args:
-        examples: sorted by falling length.
-        capacity: the most tokens of a micro-batch, pads included; one example may have more.
-        overhead: what a micro-batch costs by itself, in tokens.
-    """
-    count = len(examples)
-    cost = [0.0] * (count + 1)
-    end = [count] * (count + 1)
-    for start in reversed(range(count)):
-        longest = examples[start].num_tokens
-        most = max(1, capacity // max(1, longest))
-        options = range(start + 1, min(count, start + most) + 1)
-        end[start] = min(options, key=lambda stop: (stop - start) * longest + cost[stop])
-        cost[start] = overhead + (end[start] - start) * longest + cost[end[start]]
-    batches, start = list[list[Example]](), 0
-    while start < count:
-        batches.append(list(examples[start : end[start]]))
-        start = end[start]
-    return batches

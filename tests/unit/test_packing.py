@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ftune import builtin
 from ftune.attention import PROBE_LENGTHS, packed_arguments, packing_refusal, use_packed_attention
 from ftune.data.encode import Example
 from ftune.data.order import window
-from ftune.data.pack import first_fit, least_padded
+from ftune.data.pack import first_fit
 from ftune.errors import RecipeError
 from ftune.objectives._packed import end_to_end
 
@@ -147,30 +146,6 @@ def test_packs_hold_every_example_once_and_no_more_than_they_may(lengths: list[i
     assert all(sum(row.num_tokens for row in pack) <= capacity for pack in packs)
     fewest = -(-sum(lengths) // capacity)
     assert len(packs) <= 11 / 9 * fewest * 1.7 + 1
-
-
-def padded_cost(batches: list[list[Example]], overhead: float) -> float:
-    return sum(overhead + len(batch) * max(row.num_tokens for row in batch) for batch in batches)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 40), st.sampled_from([0.0, 3.0, 50.0]))
-def test_micro_batches_side_by_side_cost_as_little_as_any(lengths: list[int], capacity: int, overhead: float) -> None:
-    """Against every way to cut the sorted rows."""
-    rows = [example(length, number) for number, length in enumerate(sorted(lengths, reverse=True))]
-    found = least_padded(rows, capacity, overhead)
-    assert [row.number for batch in found for row in batch] == list(range(len(rows)))
-
-    def fits(batch: list[Example]) -> bool:
-        return len(batch) == 1 or len(batch) * batch[0].num_tokens <= capacity
-
-    assert all(fits(batch) for batch in found)
-    costs = []
-    for marks in range(2 ** (len(rows) - 1)):
-        edges = [0, *(i + 1 for i in range(len(rows) - 1) if marks >> i & 1), len(rows)]
-        batches = [rows[one:other] for one, other in itertools.pairwise(edges)]
-        costs += [padded_cost(batches, overhead)] if all(fits(batch) for batch in batches) else []
-    assert padded_cost(found, overhead) == min(costs)
 
 
 @settings(max_examples=30, deadline=None)
