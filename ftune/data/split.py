@@ -70,16 +70,6 @@ def duplicates(content: np.ndarray) -> np.ndarray:
     return later
 
 
-def overlap(train: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Which held-out rows are also trained on, word for word, bool[len(held)].
-
-    Args:
-        train: digests of what the training rows say, uint64.
-        held: those of held-out rows.
-    """
-    return np.isin(held, train)
-
-
 def subset(place: np.ndarray, max_rows: int | None, seed: int) -> np.ndarray:
     """Positions of at most `max_rows` rows, drawn by the seed, in the order of the file: int64[M].
 

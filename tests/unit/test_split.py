@@ -20,7 +20,6 @@ from ftune.data.split import (
     group_of,
     group_problem,
     held_out,
-    overlap,
     place_of,
     subset,
 )
@@ -221,11 +220,6 @@ def test_cutting_loses_nothing(text: str, share: float) -> None:
 def test_only_the_first_of_equal_rows_is_kept() -> None:
     assert duplicates(digests(["a", "b", "a", "c", "a", "b"])).tolist() == [False, False, True, False, True, True]
     assert duplicates(digests([])).tolist() == []
-
-
-def test_overlap_is_of_held_out_rows() -> None:
-    assert overlap(digests("abc"), digests("axbba")).tolist() == [True, False, True, True, True]
-    assert overlap(digests([]), digests("a")).tolist() == [False]
 
 
 # a subset
