@@ -30,8 +30,9 @@ from ftune.errors import ArtifactError, DiskError
 from ftune.manifest import MANIFEST, read_manifest, verify
 from ftune.store import Store
 
-KINDS = ("rows", "tokens", "features")
+KINDS = ("rows", "tokens", "leaks", "features")
 _ENTRY = "entry"
+_NO_USE = "the cache cannot be used, so the work is done again next time"
 _LOCK = ".lock"
 Write = Callable[[Path], Mapping[str, Any]]
 """Fills a folder and returns facts for its manifest."""
@@ -111,7 +112,7 @@ class Cache:
     Args:
         root: the cache's folder; None keeps nothing.
         notes: what a user should know: damaged entries, a folder that cannot be written.
-        taken, made: how many entries were there, and how many were not.
+        taken, made: how many entries of rows and of tokens were there, and how many were not.
     """
 
     root: Path | None = None
@@ -139,10 +140,12 @@ class Cache:
             try:
                 found = self._kept(self.root / kind / key, write, wait)
             except DiskError as error:
-                self._note(f"the cache cannot be used, so the work is done again next time: {error}")
+                if not any(note.startswith(_NO_USE) for note in self.notes):
+                    self._note(f"{_NO_USE}: {error}")
         found = found or _temporary(write)
-        self.taken += found.taken
-        self.made += not found.taken
+        if kind in ("rows", "tokens"):
+            self.taken += found.taken
+            self.made += not found.taken
         return found
 
     def _kept(self, folder: Path, write: Write, wait: Callable[[], None]) -> Entry:

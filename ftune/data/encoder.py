@@ -97,6 +97,10 @@ class Encoder:
         }
 
 
+class _Abandoned(Exception):
+    """Rows are bad and will be refused, so their tokens are not kept."""
+
+
 @dataclass(frozen=True)
 class TokenMaker:
     """Encodes the rows of tables, each table once.
@@ -114,7 +118,10 @@ class TokenMaker:
     made: dict[tuple[SampleTable, str], TokenFile] = field(default_factory=dict)
 
     def ahead(self, reader: Reader, block: Source) -> SampleTable:
-        """Read a source and encode its rows on the way: one thread waits for the other's work less than for its own."""
+        """Read a source and encode its rows on the way: one thread waits for the other's work less than for its own.
+
+        From the first bad row on that will be refused, rows are only read, to name all that is wrong.
+        """
         tables: list[SampleTable] = []
 
         def write(folder: Path) -> dict[str, Any]:
@@ -129,9 +136,14 @@ class TokenMaker:
                 facts.update(write_tokens(folder, itertools.count(), encoded))
 
             tables.append(reader.table(block, follow))
+            if tables[-1].facts["bad_rows"] and self.encoder.data.on_bad_row == "error":
+                raise _Abandoned
             return facts or self._write(folder, "train", tables[-1], np.arange(len(tables[-1])))
 
-        entry = self._entry(reader.key(block), "all", write)
+        try:
+            entry = self._entry(reader.key(block), "all", write)
+        except _Abandoned:
+            return tables[-1]
         table = tables[-1] if tables else reader.table(block)
         self.made[table, "all"] = TokenFile(entry, table)
         self.tick("tokenising train", len(table), len(table))

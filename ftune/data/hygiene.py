@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ftune.data.leakage import Leaks, find_leaks
+from ftune.data.cache import Cache, code_version, facts_of, key_of
+from ftune.data.leakage import Leaks, find_leaks, threshold_of
 from ftune.data.split import duplicates, held_out, subset
 from ftune.data.strata import strata_of
 from ftune.data.table import Rows, SampleTable
@@ -49,24 +53,46 @@ def hold_out(
 
 
 def without_leaks(
-    data: Data, train: Rows, held: Rows, test: Rows, tick: Callable[[str, int, int], None]
+    data: Data, train: Rows, held: Rows, test: Rows, cache: Cache, tick: Callable[[str, int, int], None]
 ) -> tuple[Rows, Leaks, Rows]:
     """Training rows as `data.leakage` has them, what was found, and the rows that were left out.
 
     Raises:
         DataError: there are leaks, and the recipe accepts none; or nothing is left.
     """
-    rows = len(train) + len(held) + len(test)
-    leaks = find_leaks(train, {"eval": held, "test": test}, near=data.near_duplicates, rows=rows, tick=tick)
+    leaks = _leaks(data, train, {"eval": held, "test": test}, cache, tick)
     if data.leakage == "error":
         leaks.refuse()
-    if data.leakage != "drop" or not len(leaks.train):
-        return train, leaks, train.where(np.zeros(len(train), dtype=bool))
-    if len(leaks.train) == len(train):
-        raise DataError("every training row is also in eval or test (data.leakage: drop). Nothing is left to learn.")
     is_leaked = np.zeros(len(train), dtype=bool)
-    is_leaked[leaks.train] = True
+    if data.leakage == "drop":
+        is_leaked[leaks.train] = True
+    if len(train) and is_leaked.all():
+        raise DataError("every training row is also in eval or test (data.leakage: drop). Nothing is left to learn.")
     return train.where(~is_leaked), leaks, train.where(is_leaked)
+
+
+def _leaks(
+    data: Data, train: Rows, held: Mapping[str, Rows], cache: Cache, tick: Callable[[str, int, int], None]
+) -> Leaks:
+    """What the splits share. A search for near duplicates is kept; one for equal rows reads these only."""
+    near, rows = data.near_duplicates, len(train) + sum(map(len, held.values()))
+
+    def search(among: Rows) -> Leaks:
+        return find_leaks(among, held, near=near, rows=rows, tick=tick)
+
+    if threshold_of(near, rows) is None or not any(held.values()):
+        others = np.concatenate([some.numbers("content") for some in held.values()])
+        candidates = np.flatnonzero(np.isin(train.numbers("content"), others))
+        found = search(train.where(candidates))
+        return replace(found, train=candidates[found.train])
+
+    def write(folder: Path) -> dict[str, Any]:
+        return {**search(train).to_json(), "rows": rows}
+
+    splits = {name: some.identity for name, some in {"train": train, **held}.items()}
+    key = key_of({"code": code_version(Path(__file__).parent), "near": near, "rows": rows, "splits": splits})
+    entry = cache.entry("leaks", key, write, lambda: tick("waiting for another process", 0, 0))
+    return Leaks.from_json(facts_of(entry.folder))
 
 
 def drawn(rows: Rows, max_rows: int | None, seed: int) -> Rows:

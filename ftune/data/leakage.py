@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -109,6 +109,36 @@ class Leaks:
                 problems=[pair.problem() for pair in self.pairs],
             )
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, of which `from_json` makes the same again."""
+        places = [(one.row.file, one.row.number, one.other.file, one.other.number) for one in self.pairs]
+        return {
+            "train": self.train.tolist(),
+            "found": [[*splits, *counts] for splits, counts in self.found.items()],
+            "pairs": [[*place, *one.splits, one.similarity] for place, one in zip(places, self.pairs, strict=True)],
+            "threshold": self.threshold,
+            "remark": self.remark,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Leaks:
+        """Read what `to_json` wrote."""
+        return cls(
+            np.array(stored["train"], dtype=np.int64),
+            {(one, other): (rows, exact, near) for one, other, rows, exact, near in stored["found"]},
+            tuple(
+                Pair(Row(file, number, {}), Row(its_file, its_number, {}), (split, held), similarity)
+                for file, number, its_file, its_number, split, held, similarity in stored["pairs"]
+            ),
+            stored["threshold"],
+            stored["remark"],
+        )
+
+
+def threshold_of(near: Literal["auto"] | float | None, rows: int) -> float | None:
+    """Least similarity that `data.near_duplicates` asks for among so many rows; None looks for equal rows only."""
+    return near if near != "auto" else AUTO if rows <= AUTO_ROWS else None
+
 
 def find_leaks(
     train: Iterable[Sample],
@@ -127,10 +157,9 @@ def find_leaks(
         rows: of all splits.
         tick: hears of progress; may raise to stop.
     """
-    threshold = AUTO if near == "auto" else near
+    threshold = threshold_of(near, rows)
     remark = ""
-    if near == "auto" and rows > AUTO_ROWS:
-        threshold = None
+    if near == "auto" and threshold is None:
         remark = (
             f"near duplicates were not looked for among {rows} rows (auto does up to {AUTO_ROWS}). "
             f"Set data.near_duplicates to {AUTO} to look."

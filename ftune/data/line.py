@@ -14,7 +14,7 @@ from ftune.data.shape import Sample
 
 
 def to_json(sample: Sample) -> bytes:
-    """A sample without its row and its weight, as JSON. What JSON has no word for becomes the text Python shows."""
+    """A sample without its row, as JSON. What JSON has no word for becomes the text Python shows."""
     values = {name: value for name, usual in _fields(Sample) if (value := getattr(sample, name)) != usual}
     return _ENCODER.encode(values).encode("utf-8", "surrogatepass")
 
@@ -37,7 +37,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, default=_plain, separators=(",",
 @functools.cache
 def _fields(kind: type) -> tuple[tuple[str, Any], ...]:
     """Names and defaults of what is written."""
-    return tuple((field.name, field.default) for field in fields(kind) if field.name not in ("row", "weight"))
+    return tuple((field.name, field.default) for field in fields(kind) if field.name != "row")
 
 
 def _rebuilt(kind: type, values: dict[str, Any], **more: Any) -> Any:

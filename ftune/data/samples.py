@@ -160,7 +160,8 @@ class Reader:
             problem = group_problem(row, group_by)
             if isinstance(sample, Sample) and problem is None:
                 writer.add(sample)
-                yield sample
+                if not (bad and self.data.on_bad_row == "error"):  # nothing will come of the others
+                    yield sample
             else:
                 wrong = [] if isinstance(sample, Sample) else sample
                 writer.refuse(wrong if problem is None else [*wrong, problem])
@@ -230,7 +231,7 @@ def read_samples(
     duplicates, notes = train[:0], list[str]()
     if is_share(data.eval):
         train, held, duplicates = hygiene.hold_out(data, train, seed, reader.cut, notes)
-    train, leaks, leaked = hygiene.without_leaks(data, train, held, rows["test"], tick)
+    train, leaks, leaked = hygiene.without_leaks(data, train, held, rows["test"], reader.cache, tick)
     return Samples(
         train=train,
         eval=hygiene.drawn(held, max_eval_rows, seed),

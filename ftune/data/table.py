@@ -7,6 +7,8 @@ R rows, P labels of rows.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,6 +255,14 @@ class Rows(Sequence[Sample]):
         """A number of each row: content, group, drawn or answered."""
         each = [table.drawn if name == "drawn" else table.columns[name] for table in self.tables]
         return np.concatenate(each)[self.chosen] if each else np.zeros(0, np.uint64)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over what these rows say and where they are, in order."""
+        digest = hashlib.sha256(json.dumps([table.files for table in self.tables]).encode())
+        for name in ("content", "drawn"):
+            digest.update(self.numbers(name).tobytes())
+        return digest.hexdigest()
 
     def label_pairs(self, names: Sequence[str]) -> np.ndarray:
         """(row, position in `names`) of every label of every row, int64[P, 2]; -1 for other labels."""

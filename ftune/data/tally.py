@@ -60,8 +60,8 @@ class Report:
 
     @property
     def lost(self) -> int:
-        """Dropped rows, but for exact repetitions, of which nothing is lost."""
-        return sum(count for reason, count in self.dropped.items() if reason not in (DUPLICATE, LEAKED))
+        """Dropped rows, but for those that the recipe means to leave out."""
+        return sum(count for reason, count in self.dropped.items() if reason not in INTENDED)
 
 
 @dataclass(frozen=True)

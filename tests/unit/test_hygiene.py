@@ -13,6 +13,7 @@ import pytest
 from tiny_tokenizers import byte_tokenizer
 
 from ftune.data.build import Dataset, Samples, build_data, read_samples
+from ftune.data.cache import Cache
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
 from ftune.errors import DataError, RecipeError
@@ -273,3 +274,57 @@ def test_keys_that_cannot_be_obeyed(tmp_path: Path, recipe: str, line: str) -> N
 def test_keys_that_can(tmp_path: Path, keys: str) -> None:
     (tmp_path / "r.yaml").write_text(f"model: builtin:tiny-llama\ndata: {{train: a.jsonl, eval: 5%, {keys}}}\n")
     assert load_recipe(tmp_path / "r.yaml", ()).recipe.data.eval == "5%"
+
+
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that each search for leaks reads."""
+    from ftune.data import hygiene
+
+    read: list[int] = []
+    original = hygiene.find_leaks
+
+    def counted(train: Any, *arguments: Any, **options: Any) -> Any:
+        read.append(len(train))
+        return original(train, *arguments, **options)
+
+    monkeypatch.setattr(hygiene, "find_leaks", counted)
+    return read
+
+
+def test_a_second_start_does_not_search_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"prompt": f"how do I change the number {i} of my card today please", "completion": "so"} for i in range(40)
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    write(tmp_path / "t.jsonl", [*rows[:2], {"prompt": rows[5]["prompt"] + " thanks", "completion": "so"}])
+    read = searches(monkeypatch)
+
+    def found(**values: Any) -> Samples:
+        data = Data(train="a.jsonl", test="t.jsonl", **values)
+        return read_samples(
+            data, tmp_path, accepted=CausalLM().formats, seed=0, max_eval_rows=None, tick=lambda *_: None,
+            cache=Cache(tmp_path / "cache"),
+        )  # fmt: skip
+
+    first, second = found(), found(leakage="drop")
+    assert read == [40]
+    assert first.leaks.notes() == second.leaks.notes() and first.leaks.pairs == second.leaks.pairs
+    assert (first.leaks.exact, first.leaks.near, len(second.leaked)) == (2, 1, len(first.leaks.train))
+    found(near_duplicates=0.5)
+    assert read == [40, 40]
+    write(tmp_path / "t.jsonl", rows[:1])
+    assert found().leaks.exact == 1
+    assert read == [40, 40, 40]
+
+
+@pytest.mark.parametrize(("test", "compared"), [(None, 0), ("t.jsonl", 2)])
+def test_equal_rows_are_found_without_reading_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test: str | None, compared: int
+) -> None:
+    write(tmp_path / "a.jsonl", pairs(*range(30)))
+    write(tmp_path / "t.jsonl", pairs(7, 21, 99))
+    seen = searches(monkeypatch)
+    found = read(tmp_path, train="a.jsonl", test=test, near_duplicates=None, leakage="drop")
+    assert seen == [compared]
+    assert found.leaks.train.tolist() == ([7, 21] if test else [])
+    assert len(found.train) == 30 - compared

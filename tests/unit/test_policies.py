@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ftune.cli import app
 from ftune.data.build import Dataset, build_data
+from ftune.data.cache import Cache
 from ftune.data.render import Renderer
 from ftune.data.samples import read_samples
 from ftune.data_report import data_summary
@@ -54,6 +55,41 @@ def test_bad_rows_stop_by_default(tmp_path: Path) -> None:
     assert [(problem.row, problem.field) for problem in caught.value.problems] == [
         (4, ""), (5, "completion"), (6, "prompt"), (6, "completion"),
     ]  # fmt: skip
+
+
+def test_nothing_is_tokenised_after_a_bad_row_that_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are still read, to name all that is wrong; and what was begun is not taken for the whole later."""
+    from ftune.data import encoder as building
+
+    seen: list[int] = []
+    original = building.encode_rows
+
+    def counted(rows: Any, *arguments: Any, **options: Any) -> Any:
+        for one in original(rows, *arguments, **options):
+            seen.append(1)
+            yield one
+
+    monkeypatch.setattr(building, "encode_rows", counted)
+    write(tmp_path / "a.jsonl", [*good(2), BAD[0], *good(50), BAD[1]])
+    cache = tmp_path / "cache"
+
+    def made(policy: str) -> Dataset:
+        data = Data(train="a.jsonl", on_bad_row=policy, max_dropped="10%")
+        return build_data(
+            data, tmp_path, Renderer(byte_tokenizer(), None), CausalLM(), max_length=99, seed=0, max_eval_rows=None,
+            accepted=CausalLM().formats, guard=[], encoder_decoder=False, tick=lambda *_: None, cache=Cache(cache),
+        )  # fmt: skip
+
+    for _ in range(2):  # the second finds the rows in the cache
+        with pytest.raises(DataError) as caught:
+            made("error")
+        assert [problem.row for problem in caught.value.problems] == [3, 54]
+    assert len(seen) == 2
+    assert len(made("skip").train.examples) == 52
+    assert len(seen) == 2 + 52
+    assert [path.name for path in cache.rglob(".tmp-*")] == []
 
 
 def test_bad_rows_are_skipped_as_far_as_allowed(tmp_path: Path) -> None:
