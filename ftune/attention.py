@@ -1,7 +1,7 @@
 """Attention over rows that lie end to end in one long sequence, without pads and without seeing each other.
 
 Registered with transformers' own attention interface, so that stock models use it. A forward pass that is given
-`segments`, the lengths of the rows, attends within each row; any other one is plain scaled-dot-product attention.
+`segments`, the places of the rows, attends within each row; any other one is plain scaled-dot-product attention.
 
 Tensors: S tokens of all rows, H heads, K key and value heads, D width of a head.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftune.shrink import shrunken
 
@@ -45,6 +45,27 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
+class Rows(NamedTuple):
+    """Where rows begin and end in a sequence.
+
+    Args:
+        lengths: tokens of each.
+        edges: first token of each and the end of the last, int32 [B + 1], on the device of the model.
+    """
+
+    lengths: tuple[int, ...]
+    edges: torch.Tensor
+
+
+class How(NamedTuple):
+    """How a layer attends: factor of the scores, share that is dropped, whether to earlier tokens only, and how far."""
+
+    scale: float | None
+    dropout: float
+    causal: bool
+    window: int | None
+
+
 def packed_arguments(lengths: torch.Tensor, device: torch.device) -> dict[str, Any]:
     """What a forward pass over rows that lie end to end is given besides ids and positions.
 
@@ -54,10 +75,11 @@ def packed_arguments(lengths: torch.Tensor, device: torch.device) -> dict[str, A
     """
     import torch
 
+    edges = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
     # transformers passes a mask of four dimensions on as it is, so no [S, S] mask is ever made
     return {
         "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
-        "segments": tuple(lengths.tolist()),
+        "segments": Rows(tuple(lengths.tolist()), edges),
         "use_cache": False,
     }
 
@@ -69,7 +91,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    segments: tuple[int, ...] | None = None,
+    segments: Rows | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
@@ -81,6 +103,7 @@ def _attention(
     Raises:
         NotImplementedError: the layer asks for something that rows end to end do not have here.
     """
+    import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -94,30 +117,22 @@ def _attention(
     special = [name for name in ("softcap", "s_aux", "position_bias", "cache") if others.get(name) is not None]
     if special or (sliding_window is not None and not causal):
         raise NotImplementedError(f"packed attention has no {', '.join(special) or 'window on both sides'}")
-    if query.is_cuda:
-        return _on_cuda(query, key, value, segments, scaling, dropout, causal, sliding_window), None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    return _row_by_row(query, key, value, segments, scaling, dropout, causal, sliding_window), None
+    how = How(scaling, dropout, causal, sliding_window)
+    if query.is_cuda and dropout == 0 and query.dtype in (torch.float16, torch.bfloat16):
+        return _in_one_kernel(query, key, value, segments, how), None
+    return _row_by_row(query, key, value, segments, how), None
 
 
-def _row_by_row(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    segments: tuple[int, ...],
-    scaling: float | None,
-    dropout: float,
-    causal: bool,
-    window: int | None,
-) -> torch.Tensor:
-    """Neighbouring rows of one length go together; all heads are there. Returns [1, S, H, D]."""
+def _row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Rows, how: How) -> torch.Tensor:
+    """Neighbouring rows of one length go together. Returns [1, S, H, D]."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     outputs = []
-    for start, count, length in _runs(segments):
+    for start, count, length in _runs(segments.lengths):
         span = slice(start, start + count * length)
 
         def rows(states: torch.Tensor, span: slice = span, shape: tuple[int, int] = (count, length)) -> torch.Tensor:
@@ -125,43 +140,31 @@ def _row_by_row(
             return cut.reshape(cut.shape[0], *shape, cut.shape[2]).transpose(0, 1)  # [rows, H, length, D]
 
         mask = None
-        if window is not None and length > window:
+        if how.window is not None and length > how.window:
             place = torch.arange(length, device=query.device)
             behind = place[:, None] - place[None, :]
-            mask = (behind >= 0) & (behind < window)
+            mask = (behind >= 0) & (behind < how.window)
         attended = scaled_dot_product_attention(
-            rows(query), rows(key), rows(value), attn_mask=mask, dropout_p=dropout, scale=scaling,
-            is_causal=causal and mask is None,
+            rows(query), rows(key), rows(value), attn_mask=mask, dropout_p=how.dropout, scale=how.scale,
+            is_causal=how.causal and mask is None,
         )  # fmt: skip
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [rows * length, H, D]
     return torch.cat(outputs).unsqueeze(0)
 
 
-def _on_cuda(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    segments: tuple[int, ...],
-    scaling: float | None,
-    dropout: float,
-    causal: bool,
-    window: int | None,
+def _in_one_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Rows, how: How
 ) -> torch.Tensor:
-    """Torch's own kernel for rows of any length, where it takes the numbers' type. Returns [1, S, H, D]."""
+    """Torch's own kernel for rows of any length, on CUDA in half precision. Returns [1, S, H, D]."""
     import torch
     from torch.nn.attention.varlen import varlen_attn
 
-    if query.dtype not in (torch.float16, torch.bfloat16) or dropout > 0:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        return _row_by_row(query, key, value, segments, scaling, dropout, causal, window)
-    edges = torch.tensor([0, *itertools.accumulate(segments)], dtype=torch.int32, device=query.device)
-    longest = max(segments)
-    behind = -1 if window is None else window - 1
+    longest = max(segments.lengths)
+    behind = -1 if how.window is None else how.window - 1
     flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))  # [S, heads, D]
     attended = varlen_attn(
-        flat_query, flat_key, flat_value, edges, edges, longest, longest, scale=scaling,
-        window_size=(behind, 0 if causal else -1), enable_gqa=query.shape[1] != key.shape[1],
+        flat_query, flat_key, flat_value, segments.edges, segments.edges, longest, longest, scale=how.scale,
+        window_size=(behind, 0 if how.causal else -1), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return torch.as_tensor(attended).unsqueeze(0)
 
