@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ftune.decide import make_plan
     from ftune.load import Loaded, load_recipe
     from ftune.merging import merge
-    from ftune.plan import Plan, make_plan
+    from ftune.plan import Plan
     from ftune.recipe import Recipe
     from ftune.run import train
     from ftune.scoring import evaluate
@@ -21,7 +22,7 @@ _DOOR = {
     "Recipe": "ftune.recipe",
     "evaluate": "ftune.scoring",
     "load_recipe": "ftune.load",
-    "make_plan": "ftune.plan",
+    "make_plan": "ftune.decide",
     "merge": "ftune.merging",
     "train": "ftune.run",
 }

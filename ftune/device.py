@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ftune.errors import LaunchError
-from ftune.plan import Dtype, Runtime
+from ftune.memory import Dtype
+from ftune.plan import Runtime
 
 if TYPE_CHECKING:
     import torch

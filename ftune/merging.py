@@ -13,10 +13,10 @@ from ftune.device import torch_dtype
 from ftune.errors import ArtifactError, Problem, RecipeError
 from ftune.finish import _write_json, write_artefact
 from ftune.manifest import sha256_of
+from ftune.memory import Dtype
 from ftune.methods import Method
 from ftune.model import auto_class, cast_weights
 from ftune.objectives import Head
-from ftune.plan import Dtype
 from ftune.start import SIDECAR, Record, checked_start, load_start, record_json, start_of
 from ftune.store import OnOperation, Store
 from ftune.target import Target, kind_of, open_target

@@ -15,12 +15,13 @@ from ftune.data.cache import Cache, cache_root
 from ftune.data.order import Draw
 from ftune.data.render import Renderer
 from ftune.data.samples import Tick
+from ftune.decide import choose_max_length, make_plan
 from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
 from ftune.model import auto_class, look_at_model, with_head
 from ftune.objectives import Head
-from ftune.plan import Plan, choose_max_length, make_plan
+from ftune.plan import Plan
 from ftune.recipe import Recipe
 from ftune.start import Record, Start, start_of
 

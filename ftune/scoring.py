@@ -18,13 +18,14 @@ from ftune.data.encoder import Encoder
 from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
 from ftune.data.shape import Sample
+from ftune.decide import choose_frozen_dtype, choose_max_length, choose_precision
 from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import DataError, Problem, RecipeError, suggestion
 from ftune.evaluation import Prediction, Scores, generate
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
 from ftune.load import load_recipe
-from ftune.plan import Runtime, choose_frozen_dtype, choose_max_length, choose_precision
+from ftune.plan import Runtime
 from ftune.recipe import Data, Recipe
 from ftune.start import SIDECAR, Record, read_record
 from ftune.target import Target, kind_of, open_target

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ftune.decide import make_plan
 from ftune.facts import DataFacts, Facts, Machine, ModelFacts
 from ftune.load import parse_recipe
-from ftune.plan import Plan, make_plan
+from ftune.plan import Plan
 from ftune.recipe import Recipe
 
 GIB = 2**30

@@ -58,3 +58,24 @@ def test_deterministic_runs_repeat_bit_for_bit(recipe: Path) -> None:
     train(recipe, "--output-dir", "b")
     name = Path("model", "adapter_model.safetensors")
     assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gemma3"])
+def test_rows_end_to_end_equal_rows_alone(family: str) -> None:
+    """Torch's kernel for rows of any length, in bf16, beside each row alone in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    from ftune import builtin
+    from ftune.attention import packed_arguments, use_packed_attention
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(builtin.config(family)).eval().cuda()
+    use_packed_attention(model)
+    lengths = torch.tensor([9, 9, 2, 6, 1, 9], device="cuda")
+    rows = torch.arange(int(lengths.sum()), device="cuda").mul(7).remainder(250).split(lengths.tolist())
+    positions = torch.cat([torch.arange(len(row), device="cuda") for row in rows])[None]
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=row[None]).logits[0] for row in rows])
+        arguments = packed_arguments(lengths, model.device)
+        packed = model.bfloat16()(input_ids=torch.cat(rows)[None], position_ids=positions, **arguments).logits[0]
+    assert float((packed.float() - alone).abs().max()) <= 0.05 * float(alone.abs().max())

@@ -92,20 +92,6 @@ def test_a_model_that_understands_segments_reads_plain_batches_as_before() -> No
     assert "ftune" not in plain.config.to_json_string()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("family", DECODERS)
-def test_rows_end_to_end_on_cuda(family: str) -> None:
-    """Torch's kernel for rows of any length, in bf16, beside each row alone in fp32."""
-    model = tiny("causal", family).cuda()
-    rows = [example(length, number) for number, length in enumerate((9, 9, 2, 6, 1, 9))]
-    batch = {name: values.cuda() for name, values in end_to_end(rows).items()}
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
-    with torch.no_grad():
-        alone = torch.cat([model(input_ids=batch["input_ids"].new_tensor(r.ids)[None]).logits[0] for r in rows])
-        packed = model.bfloat16()(**inputs, **packed_arguments(batch["lengths"], model.device)).logits[0]
-    assert float((packed.float() - alone).abs().max()) <= 0.05 * float(alone.abs().max())
-
-
 # the trial
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from facts import FACTS, GIB, facts, plan_of, recipe_of
 
+from ftune.decide import make_plan
 from ftune.errors import MachineError, RecipeError
 from ftune.facts import Facts
-from ftune.plan import MACHINE_CHOICES, Plan, accumulation, estimate_memory, make_plan
+from ftune.memory import estimate_memory
+from ftune.plan import MACHINE_CHOICES, Plan, accumulation
 
 
 def gpu(**changes: Any) -> Facts:
@@ -204,8 +206,9 @@ def test_memory_by_hand() -> None:
         "logits": tokens * 50 * 20,
     }
     again = estimate_memory(
-        recipe_of(), known, plan.model_dump(), micro_batch_size=3, checkpointing=plan.activation_checkpointing
-    )
+        recipe_of(), known, precision=plan.precision, frozen_dtype=plan.frozen_dtype, tokens=tokens,
+        checkpointing=plan.activation_checkpointing,
+    )  # fmt: skip
     assert again == plan.memory_bytes
 
 

@@ -38,7 +38,9 @@ LAYERS = [
     {"manifest", "disk"},
     {"store"},
     {"data", "facts", "builtin", "signals"},
+    {"memory"},
     {"plan"},
+    {"decide"},
     {"base", "optim", "device", "state"},
     {"model"},
     {"start"},
@@ -62,7 +64,6 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbyte
          "sklearn", "datasketch", "sacrebleu", "rouge_score", "nervaluate", "nltk"}  # fmt: skip
 LONGER_FILES = {
     "store.py": "all durable writes are in one file on purpose",
-    "plan.py": "every decision of a run, each a few lines",
 }
 
 

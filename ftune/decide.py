@@ -1,0 +1,295 @@
+"""The plan is decided: a pure function of recipe and facts. Nothing below this file invents a default.
+
+Every value keeps its source, so that `ftune plan` can say where each number came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ftune.data.order import steps_per_epoch
+from ftune.errors import MachineError, Problem, RecipeError
+from ftune.facts import Facts, Machine
+from ftune.memory import OPTIMIZER_STATES, Dtype, estimate_memory, memory_of_a_process
+from ftune.plan import Plan, accumulation
+from ftune.quantities import Duration, is_share, steps_of
+from ftune.recipe import Recipe
+
+LONGEST_BY_DEFAULT = 1024
+TOKENS_ON_CPU = 1024
+"""Tokens per micro-batch that a CPU works best with; see docs/results.md."""
+
+
+def choose_max_length(recipe: Recipe, max_positions: int | None) -> tuple[int, str]:
+    """Longest example in tokens, and the source of the number.
+
+    Raises:
+        RecipeError: the recipe asks for more than the model can take.
+    """
+    asked, taken = recipe.data.max_length, recipe.learner.positions_taken
+    if max_positions is not None:
+        max_positions -= taken
+    if asked == "auto":
+        if max_positions is None or max_positions >= LONGEST_BY_DEFAULT:
+            return LONGEST_BY_DEFAULT, "auto: min(1024, the model's limit)"
+        return max_positions, f"auto: the model's limit of {max_positions} positions"
+    if max_positions is not None and asked > max_positions:
+        besides = f" besides the {taken} virtual ones of {recipe.learner.name}" if taken else ""
+        message = f"{asked} exceeds the model's {max_positions} positions{besides}. Lower it."
+        raise RecipeError([Problem("data.max_length", message)])
+    return asked, "data.max_length"
+
+
+def choose_precision(recipe: Recipe, machine: Machine) -> tuple[Dtype, str]:
+    """Type of computation, and why."""
+    asked = recipe.train.precision
+    if asked == "auto":
+        reason = recipe.learner.precision_constraint()
+        if reason is not None:
+            return "fp32", f"auto: {reason}"
+        if machine.fast_bf16:
+            return "bf16", f"auto: this {machine.device} device multiplies bf16 fastest"
+        return "fp32", f"auto: this {machine.device} device has no bf16 instructions"
+    return asked, "train.precision"
+
+
+def choose_frozen_dtype(recipe: Recipe, precision: Dtype) -> tuple[Dtype, str]:
+    """Storage of frozen weights, and why."""
+    if recipe.learner.standalone:
+        return "fp32", f"method {recipe.method.name}: every weight learns, so all are fp32 masters"
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype, "model.dtype"
+    reason = recipe.learner.storage_constraint()
+    if reason is not None:
+        return "fp32", f"auto: {reason}"
+    return precision, f"auto: frozen weights are kept in the type of computation ({precision})"
+
+
+def make_plan(recipe: Recipe, facts: Facts, source: Callable[[str], str] = lambda key: f"recipe: {key}") -> Plan:
+    """Decide everything.
+
+    Args:
+        recipe: what was asked.
+        facts: what is true here.
+        source: names the place a dotted key was written, or `default`.
+
+    Raises:
+        RecipeError: the machine, the model or the data cannot do what was asked.
+        MachineError: there are not as many devices as asked.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def decide(name: str, value: Any, why: str) -> Any:
+        values[name], sources[name] = value, why
+        return value
+
+    _decide_machine(recipe, facts, source, decide)
+    _decide_batch(recipe, facts, source, decide, values)
+    _decide_optimizer(recipe, facts, source, decide, values)
+    _decide_cadences(recipe, facts, source, decide, values)
+    _decide_sizes(recipe, facts, decide, values)
+    return Plan(**values, sources=sources)
+
+
+Decide = Callable[[str, Any, str], Any]
+Where = Callable[[str], str]
+
+
+def _decide_machine(recipe: Recipe, facts: Facts, source: Where, decide: Decide) -> None:
+    machine = facts.machine
+    decide("device", machine.device, "found here")
+    devices = recipe.distributed.devices
+    if machine.device != "cpu" and devices > machine.num_devices:
+        raise MachineError(f"distributed.devices asks for {devices} devices; there are {machine.num_devices} here.")
+    decide("num_processes", devices, source("distributed.devices"))
+    decide("num_threads", max(1, machine.num_threads // devices), f"{machine.num_threads} cores / {devices} processes")
+    precision, why = choose_precision(recipe, machine)
+    decide("precision", precision, why)
+    decide("frozen_dtype", *choose_frozen_dtype(recipe, precision))
+    if machine.device == "cpu":
+        decide("deterministic", True, "runs on CPU always are")
+    else:
+        decide("deterministic", recipe.train.deterministic, source("train.deterministic"))
+    decide("seed", recipe.seed, source("seed"))
+
+
+def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
+    train, data = recipe.train, facts.data
+    decide("max_length", *choose_max_length(recipe, facts.model.max_positions))
+    decide("examples", data.examples, "counted in data.train after splitting and dropping")
+    decide("tokens_per_epoch", data.tokens, "counted")
+    decide("targets_per_epoch", data.targets, "counted")
+    decide("batch_size", train.batch_size, source("train.batch_size"))
+    decide("packing", *_packing(recipe, facts, source("data.packing")))
+    checkpointing = _decide_checkpointing(recipe, facts, source, decide, values)
+    if train.micro_batch_size == "auto":
+        size, why = _largest_micro_batch(recipe, facts, values, checkpointing)
+        decide("micro_batch_size", size, why)
+    else:
+        decide("micro_batch_size", train.micro_batch_size, source("train.micro_batch_size"))
+    _decide_accumulation(recipe, facts, decide, values)
+    per_epoch = steps_per_epoch(data.examples, train.batch_size)
+    decide("steps_per_epoch", per_epoch, f"{data.examples} examples / batch_size {train.batch_size}, rounded up")
+    decide("steps", *_steps(recipe, facts, per_epoch, source("train.duration")))
+    decide("max_minutes", train.max_minutes, source("train.max_minutes"))
+
+
+def _packing(recipe: Recipe, facts: Facts, source: str) -> tuple[bool, str]:
+    """Whether rows are laid end to end, and why.
+
+    Raises:
+        RecipeError: the recipe insists, and they would see each other.
+    """
+    asked, reason = recipe.data.packing, facts.model.packing_refusal
+    if asked is True and reason is not None:
+        raise RecipeError([Problem("data.packing", f"{reason}. Set it to auto or false.")])
+    if asked == "auto":
+        return reason is None, f"auto: {reason or 'a trial found rows isolated from each other'}"
+    return asked, source
+
+
+def _decide_accumulation(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str, Any]) -> None:
+    """How much goes into one forward, in examples or in tokens, and how often until a step is full."""
+    data, batch, processes = facts.data, recipe.train.batch_size, values["num_processes"]
+    size, longest = values["micro_batch_size"], _longest(facts, values)
+    if not values["packing"]:
+        decide("micro_batch_tokens", None, "rows are not packed")
+        why = f"batch_size {batch} / (micro_batch_size {size} x {processes} processes), rounded up"
+        decide("accumulation", accumulation(batch, size, processes), why)
+        return
+    if recipe.train.micro_batch_size == "auto" and values["device"] == "cpu":
+        most = max(longest, min(TOKENS_ON_CPU, size * longest))
+        decide("micro_batch_tokens", most, f"auto: {TOKENS_ON_CPU} on CPU, at most {size} of the longest, {longest}")
+    else:
+        decide("micro_batch_tokens", size * longest, f"{size} examples as long as the longest, of {longest}")
+    tokens = math.ceil(batch * data.tokens / data.examples)
+    why = f"about {tokens} tokens a step / ({values['micro_batch_tokens']} x {processes} processes), rounded up"
+    decide("accumulation", accumulation(tokens, values["micro_batch_tokens"], processes), why)
+
+
+def _steps(recipe: Recipe, facts: Facts, per_epoch: int, source: str) -> tuple[int, str]:
+    """Steps of the run, and why."""
+    if recipe.learner.bound(recipe.objective).fits_at_once:
+        return 1, f"method {recipe.learner.name} fits all rows at once"
+    duration, tokens = Duration.parse(recipe.train.duration), facts.data.tokens
+    if duration.unit == "steps":
+        return int(duration.count), source
+    if duration.unit == "epochs":
+        steps = max(1, math.ceil(round(duration.count * per_epoch, 6)))  # 0.07 * 100 is 7.000000000000001
+        return steps, f"{recipe.train.duration} x {per_epoch} steps ({source})"
+    steps = max(1, math.ceil(duration.count * per_epoch / tokens))
+    return steps, f"{recipe.train.duration} / {tokens / per_epoch:.0f} tokens a step ({source})"
+
+
+def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> bool:
+    asked = recipe.train.activation_checkpointing
+    reason = recipe.learner.checkpointing_constraint()
+    if reason is not None:
+        if asked is True:
+            raise RecipeError([Problem("train.activation_checkpointing", f"{reason}. Set it to false.")])
+        decide("activation_checkpointing", False, reason)
+        return False
+    if asked != "auto":
+        decide("activation_checkpointing", asked, source("train.activation_checkpointing"))
+        return asked
+    memory = estimate_memory(recipe, facts, **_types(values), tokens=_longest(facts, values), checkpointing=False)
+    needed, there = sum(memory.values()), memory_of_a_process(facts, values["num_processes"])
+    on = needed > 0.8 * there
+    why = f"auto: one example needs about {needed / 2**30:.1f} of {there / 2**30:.1f} GiB without it"
+    decide("activation_checkpointing", on, why)
+    return on
+
+
+def _largest_micro_batch(recipe: Recipe, facts: Facts, values: dict[str, Any], checkpointing: bool) -> tuple[int, str]:
+    """The largest power of two that stays under a ceiling and whose memory estimate fills under 60% of the device.
+
+    On CPU the ceiling is 1024 tokens of mean length: more only adds pads and page faults there. Elsewhere it is 64.
+    """
+    on_cpu = facts.machine.device == "cpu"
+    ceiling = int(TOKENS_ON_CPU * facts.data.examples / facts.data.tokens) if on_cpu else 64
+    budget = 0.6 * memory_of_a_process(facts, values["num_processes"])
+    share = max(1, math.ceil(recipe.train.batch_size / values["num_processes"]))
+    most = max(1, min(ceiling, share))
+    size = 1
+    while size * 2 <= most:
+        tokens = size * 2 * _longest(facts, values)
+        memory = estimate_memory(recipe, facts, **_types(values), tokens=tokens, checkpointing=checkpointing)
+        if sum(memory.values()) > budget:
+            break
+        size *= 2
+    return size, f"auto: largest power of two <= {most} within 60% of {budget / 0.6 / 2**30:.1f} GiB"
+
+
+def _types(values: dict[str, Any]) -> dict[str, Any]:
+    """Number types of computation and of frozen weights."""
+    return {name: values[name] for name in ("precision", "frozen_dtype")}
+
+
+def _longest(facts: Facts, values: dict[str, Any]) -> int:
+    """Tokens of the longest example."""
+    return int(min(facts.data.longest, values["max_length"]))
+
+
+def _decide_optimizer(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
+    train, method = recipe.train, recipe.learner
+    decide("optimizer", train.optimizer, source("train.optimizer"))
+    if train.learning_rate == "auto":
+        evidence = f"auto: default of method {method.name} ({method.learning_rate_evidence})"
+        decide("learning_rate", method.learning_rate, evidence)
+    else:
+        decide("learning_rate", float(train.learning_rate), source("train.learning_rate"))
+    decide("schedule", train.schedule, source("train.schedule"))
+    if is_share(train.warmup):
+        warmup = min(steps_of(train.warmup, values["steps"]), values["steps"])
+        decide("warmup_steps", warmup, f"{train.warmup} of {values['steps']} steps ({source('train.warmup')})")
+    else:
+        decide("warmup_steps", min(int(train.warmup), values["steps"]), source("train.warmup"))
+    decide("weight_decay", float(train.weight_decay), source("train.weight_decay"))
+    decide("max_grad_norm", train.max_grad_norm, source("train.max_grad_norm"))
+
+
+def _decide_cadences(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
+    steps, held = values["steps"], facts.data.eval_examples > 0
+
+    def cadence(key: str, value: int | str | None, needed: bool = True) -> tuple[int | None, str]:
+        if value is None or not needed:
+            return None, source(key) if needed else "there is no data.eval"
+        why = f"{value} of {steps} steps ({source(key)})" if is_share(value) else source(key)
+        return steps_of(value, steps), why
+
+    decide("eval_every", *cadence("eval.every", recipe.eval.every, held))
+    decide("generate_every", *cadence("eval.generate_every", recipe.eval.generate_every, held))
+    decide("eval_batch_size", values["micro_batch_size"], "as large as a micro-batch")
+    if recipe.eval.metrics == "auto":
+        decide("metrics", recipe.method.default_metrics(recipe.objective), f"auto: by {recipe.method.name}")
+    else:
+        decide("metrics", tuple(dict.fromkeys(["loss", *recipe.eval.metrics])), source("eval.metrics"))
+    decide("checkpoint_every", *cadence("checkpoint.every", recipe.checkpoint.every))
+    decide("keep", recipe.checkpoint.keep, source("checkpoint.keep"))
+    why = source("checkpoint.best") if held else "there is no data.eval"
+    decide("best", recipe.checkpoint.best if held else None, why)
+    stopping = recipe.train.early_stopping
+    decide("patience", None if stopping is None else stopping.patience, source("train.early_stopping"))
+    decide("min_delta", 0.0 if stopping is None else float(stopping.min_delta), source("train.early_stopping"))
+
+
+def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str, Any]) -> None:
+    model = facts.model
+    decide("total_parameters", model.total_parameters, f"counted on {model.architecture}")
+    decide("trainable_parameters", model.trainable_parameters, f"counted after attaching {recipe.method.name}")
+    memory = estimate_memory(
+        recipe,
+        facts,
+        **_types(values),
+        tokens=values["micro_batch_tokens"] or values["micro_batch_size"] * _longest(facts, values),
+        checkpointing=values["activation_checkpointing"],
+    )
+    decide("memory_bytes", memory, "estimate from shapes; the report compares it with what was used")
+    state = int(model.trainable_parameters * 4 * (1 + OPTIMIZER_STATES[recipe.train.optimizer]))
+    decide("checkpoint_bytes", state, "trainable weights and optimizer in fp32")
+    copies = recipe.checkpoint.keep + 1 + (values["best"] is not None)
+    artefact = 4 * (model.trainable_parameters if recipe.learner.own_base is None else model.total_parameters)
+    decide("disk_bytes", copies * state + artefact, f"{copies} checkpoints at most at one time, and model/")

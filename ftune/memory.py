@@ -1,0 +1,55 @@
+"""How much memory training needs on one device: an estimate from shapes, by item."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ftune.facts import Facts
+from ftune.recipe import Recipe
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+SAVED_PER_LAYER = 30
+"""Numbers that the backward pass needs per token, width and layer of a decoder with LoRA on all linear layers;
+Korthikanti et al. 2022 count 17 (eq. 2, without the attention matrix) for a plain one. See docs/results.md."""
+OPTIMIZER_STATES = {"adamw": 2.0, "adafactor": 0.05, "sgd": 1.0}
+"""fp32 numbers of optimizer state per trainable parameter."""
+
+
+def memory_of_a_process(facts: Facts, num_processes: int) -> float:
+    """Bytes that there are; processes on a CPU share its memory."""
+    return facts.machine.memory_bytes / (num_processes if facts.machine.device == "cpu" else 1)
+
+
+def estimate_memory(
+    recipe: Recipe, facts: Facts, *, precision: Dtype, frozen_dtype: Dtype, tokens: int, checkpointing: bool
+) -> dict[str, int]:
+    """Bytes on one device, by item.
+
+    Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed or
+    not needed; logits as themselves, their gradient and the copies that picking the supervised positions makes, in
+    fp32.
+
+    Args:
+        recipe: what was asked.
+        facts: shapes and counts.
+        precision: type of computation.
+        frozen_dtype: of weights that do not learn.
+        tokens: of one forward, pads included.
+        checkpointing: whether activations are recomputed.
+    """
+    model = facts.model
+    element = BYTES[precision]
+    trainable = model.trainable_parameters
+    bits = recipe.learner.quantised_bits or 0.0
+    plain = model.total_parameters - trainable - model.quantised_parameters
+    predicts_tokens = recipe.objective.encoding not in ("row_labels", "token_labels")
+    kept = 2 if checkpointing or not recipe.learner.backpropagates else SAVED_PER_LAYER
+    return {
+        "frozen weights": int(plain * BYTES[frozen_dtype] + model.quantised_parameters * bits / 8),
+        "trainable weights": trainable * 4,
+        "gradients": trainable * 4,
+        "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
+        "activations": int(tokens * model.width * model.num_layers * element * kept),
+        "logits": tokens * model.vocabulary * (element + 16) if predicts_tokens else 0,
+    }
