@@ -114,9 +114,9 @@ def plan_cli(
     with Screen(stop, quiet=quiet) as screen:
         prepared = prepare(loaded, screen.tick)
     if json:
-        print_json(_plan_json(prepared, (*loaded.notes, *prepared.dataset.notes)))
+        print_json(_plan_json(prepared, loaded.notes))
     else:
-        _print_plan(prepared, (*loaded.notes, *prepared.dataset.notes))
+        _print_plan(prepared, loaded.notes)
 
 
 def _plan_json(prepared: Prepared, notes: tuple[str, ...]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from tiny_tokenizers import byte_tokenizer
+from typer.testing import CliRunner
 
+from ftune.cli import app
 from ftune.data.build import Dataset, Samples, build_data, read_samples
 from ftune.data.cache import Cache
 from ftune.data.render import Renderer
@@ -312,8 +314,9 @@ def test_a_second_start_does_not_search_again(tmp_path: Path, monkeypatch: pytes
     assert (first.leaks.exact, first.leaks.near, len(second.leaked)) == (2, 1, len(first.leaks.train))
     found(near_duplicates=0.5)
     assert read == [40, 40]
-    write(tmp_path / "t.jsonl", rows[:1])
-    assert found().leaks.exact == 1
+    other = {"prompt": "where can I see the fees of my account this year", "completion": "there"}
+    write(tmp_path / "t.jsonl", [rows[3], other, {**other, "completion": "here"}])
+    assert (found().leaks.exact, found().leaks.near) == (1, 0)
     assert read == [40, 40, 40]
 
 
@@ -328,3 +331,23 @@ def test_equal_rows_are_found_without_reading_the_others(
     assert seen == [compared]
     assert found.leaks.train.tolist() == ([7, 21] if test else [])
     assert len(found.train) == 30 - compared
+
+
+def test_kept_rows_are_grouped_anew_by_another_column(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "completion": "a", "one": i % 4, "two": i // 25} for i in range(100)]
+    write(tmp_path / "a.jsonl", rows)
+    cache = Cache(tmp_path / "cache")
+    for column in ("one", "two", "one"):
+        found = read_samples(
+            Data(train="a.jsonl", eval="25%", group_by=column), tmp_path, accepted=CausalLM().formats, seed=0,
+            max_eval_rows=None, tick=lambda *_: None, cache=cache,
+        )  # fmt: skip
+        assert len({fields_of(sample)[column] for sample in found.eval}) == 1
+
+
+def test_the_plan_says_each_thing_once(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", pairs(*range(8)))
+    (tmp_path / "r.yaml").write_text("model: builtin:tiny-llama\ndata: {train: a.jsonl}\n")
+    result = CliRunner().invoke(app, ["plan", str(tmp_path / "r.yaml"), "--json", "--quiet"])
+    notes = json.loads(result.stdout)["notes"]
+    assert len(notes) == len(set(notes)) == 1
