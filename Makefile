@@ -23,7 +23,7 @@ demo: $(READY)  ## train, evaluate, merge and generate on what the repository sh
 	$(BIN)/ftune generate runs/demo/merged --prompt "ROMEO:" --raw --max-new-tokens 40 --offline --quiet
 
 test: check  ## lint, types and all fast tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not e2e and not crash"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not e2e and not crash"
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff format --check .

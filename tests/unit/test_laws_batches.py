@@ -98,11 +98,11 @@ def test_law_9_three_rows_in_batches_of_four_make_one_step_an_epoch(tmp_path: Pa
     assert all((weights[0][name] - weights[1][name]).abs().max() <= 2e-6 * largest for name in weights[0])
 
 
-def in_two_processes(jobs: list[dict[str, str]], seconds: int = 300) -> None:
+def in_two_processes(jobs: list[dict[str, str]]) -> None:
     """Let `ranks.py` do the jobs."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {"ACCELERATE_USE_CPU": "true"}
-    done = python(*torchrun, RANKS, json.dumps(jobs), environment=environment, seconds=seconds)
+    done = python(*torchrun, RANKS, json.dumps(jobs), environment=environment, seconds=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -135,7 +135,7 @@ def test_processes_agree_on_when_to_save_and_when_to_end(tmp_path: Path) -> None
         loaded = cut(tmp_path / what, "lora", "llama", 7, 3, train=section, checkpoint={"every": 4, "keep": 9})
         jobs.append({"recipe": str(loaded.path), "second": what})
         runs.append(loaded.output_dir)
-    in_two_processes(jobs, seconds=60)
+    in_two_processes(jobs)
     saved = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in runs]
     assert saved == [["step_000001", "step_000004"], ["step_000002"]]
     assert [json.loads((run / "report.json").read_text())["finished"] for run in runs] == ["complete", "max_minutes"]
