@@ -55,6 +55,15 @@ def choose_precision(recipe: Recipe, machine: Machine) -> tuple[Dtype, str]:
     return asked, "train.precision"
 
 
+def choose_threads(machine: Machine, num_processes: int) -> tuple[int, str]:
+    """Threads of each process, and why."""
+    share = max(1, machine.num_threads // num_processes)
+    shared = f"{machine.num_threads} cores / {num_processes} processes"
+    if machine.asked_threads is not None and machine.asked_threads < share:
+        return machine.asked_threads, f"environment: OMP_NUM_THREADS={machine.asked_threads}, fewer than {shared}"
+    return share, shared
+
+
 def choose_frozen_dtype(recipe: Recipe, precision: Dtype) -> tuple[Dtype, str]:
     """Storage of frozen weights, and why."""
     if recipe.learner.standalone:
@@ -105,7 +114,7 @@ def _decide_machine(recipe: Recipe, facts: Facts, source: Where, decide: Decide)
     if machine.device != "cpu" and devices > machine.num_devices:
         raise MachineError(f"distributed.devices asks for {devices} devices; there are {machine.num_devices} here.")
     decide("num_processes", devices, source("distributed.devices"))
-    decide("num_threads", max(1, machine.num_threads // devices), f"{machine.num_threads} cores / {devices} processes")
+    decide("num_threads", *choose_threads(machine, devices))
     precision, why = choose_precision(recipe, machine)
     decide("precision", precision, why)
     decide("frozen_dtype", *choose_frozen_dtype(recipe, precision))

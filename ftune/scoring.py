@@ -18,7 +18,7 @@ from ftune.data.encoder import Encoder
 from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
 from ftune.data.shape import Sample
-from ftune.decide import choose_frozen_dtype, choose_max_length, choose_precision
+from ftune.decide import choose_frozen_dtype, choose_max_length, choose_precision, choose_threads
 from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import DataError, Problem, RecipeError, suggestion
 from ftune.evaluation import Prediction, Scores, generate
@@ -141,7 +141,7 @@ def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Recor
     if target.record is None:
         raise AssertionError(f"a {kind} without a recipe")
     precision = target.plan.precision if target.plan else choose_precision(target.record.recipe, machine)[0]
-    threads = target.plan.num_threads if target.plan else machine.num_threads
+    threads, _ = choose_threads(machine, 1)
     return target, target.record, Runtime(machine.device, precision, 1, threads, machine.device == "cpu")
 
 

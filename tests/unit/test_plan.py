@@ -11,7 +11,7 @@ from facts import FACTS, GIB, facts, plan_of, recipe_of
 
 from ftune.decide import make_plan
 from ftune.errors import MachineError, RecipeError
-from ftune.facts import Facts
+from ftune.facts import Facts, asked_threads
 from ftune.memory import estimate_memory
 from ftune.plan import MACHINE_CHOICES, Plan, accumulation
 
@@ -130,6 +130,33 @@ def test_threads_are_shared_by_processes() -> None:
     assert plan_of(FACTS).num_threads == 4
     assert plan_of(FACTS, distributed={"devices": 2}).num_threads == 2
     assert plan_of(FACTS, distributed={"devices": 8}).num_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "threads", "source"),
+    [
+        (None, 1, 4, "4 cores / 1 processes"),
+        (1, 1, 1, "environment: OMP_NUM_THREADS=1, fewer than 4 cores / 1 processes"),
+        (3, 1, 3, "environment: OMP_NUM_THREADS=3, fewer than 4 cores / 1 processes"),
+        (4, 1, 4, "4 cores / 1 processes"),
+        (64, 1, 4, "4 cores / 1 processes"),
+        (1, 2, 1, "environment: OMP_NUM_THREADS=1, fewer than 4 cores / 2 processes"),
+        (3, 2, 2, "4 cores / 2 processes"),
+        (1, 8, 1, "4 cores / 8 processes"),
+    ],
+)
+def test_the_environment_bounds_threads(asked: int | None, processes: int, threads: int, source: str) -> None:
+    plan = plan_of(facts(asked_threads=asked), distributed={"devices": processes})
+    assert (plan.num_threads, plan.sources["num_threads"]) == (threads, source)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [("1", 1), (" 6 ", 6), ("4,2,1", 4), ("", None), ("0", None), ("-2", None), ("many", None), ("2.5", None)],
+)
+def test_the_number_of_threads_that_the_environment_asks_for(text: str, asked: int | None) -> None:
+    assert asked_threads({"OMP_NUM_THREADS": text}) == asked
+    assert asked_threads({}) is None
 
 
 def test_what_cannot_be_done_here() -> None:
