@@ -15,6 +15,7 @@ from ftune.data.build import encode_split
 from ftune.data.cache import Cache, cache_root
 from ftune.data.chat import Turn
 from ftune.data.encoder import Encoder
+from ftune.data.pack import Cut
 from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
 from ftune.data.shape import Sample
@@ -112,6 +113,7 @@ def evaluate(
         encoded,
         metrics=_known_metrics(recipe, metrics),
         accelerator=build_accelerator(runtime),
+        cut=Cut(batch_size),
         batch_size=batch_size,
         draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None,
         tick=lambda done, total: tick("scoring", done, total),
