@@ -219,7 +219,7 @@ def _look_at_rows(run: Run) -> None:
         for step in range(plan.steps_per_epoch):
             work = window(
                 run.prepared.dataset.train.examples, step, batch_size=plan.batch_size,
-                micro_batch_size=plan.micro_batch_size, seed=plan.seed, draw=run.prepared.draw,
+                cut=plan.padded_cut, seed=plan.seed, draw=run.prepared.draw,
                 mix=run.prepared.dataset.train.mix,
             )  # fmt: skip
             for examples in work.micro_batches:

@@ -13,13 +13,12 @@ from ftune.data.order import steps_per_epoch
 from ftune.errors import MachineError, Problem, RecipeError
 from ftune.facts import Facts, Machine
 from ftune.memory import OPTIMIZER_STATES, Dtype, estimate_memory, memory_of_a_process
-from ftune.plan import Plan, accumulation
+from ftune.micro_batch import Decide, Where, decide_accumulation, decide_micro_batch, longest_of, types_of
+from ftune.plan import Plan
 from ftune.quantities import Duration, is_share, steps_of
 from ftune.recipe import Recipe
 
 LONGEST_BY_DEFAULT = 1024
-TOKENS_ON_CPU = 1024
-"""Tokens per micro-batch that a CPU works best with; see docs/results.md."""
 
 
 def choose_max_length(recipe: Recipe, max_positions: int | None) -> tuple[int, str]:
@@ -53,6 +52,15 @@ def choose_precision(recipe: Recipe, machine: Machine) -> tuple[Dtype, str]:
             return "bf16", f"auto: this {machine.device} device multiplies bf16 fastest"
         return "fp32", f"auto: this {machine.device} device has no bf16 instructions"
     return asked, "train.precision"
+
+
+def choose_threads(machine: Machine, num_processes: int) -> tuple[int, str]:
+    """Threads of each process, and why."""
+    share = max(1, machine.num_threads // num_processes)
+    shared = f"{machine.num_threads} cores / {num_processes} processes"
+    if machine.asked_threads is not None and machine.asked_threads < share:
+        return machine.asked_threads, f"environment: OMP_NUM_THREADS={machine.asked_threads}, fewer than {shared}"
+    return share, shared
 
 
 def choose_frozen_dtype(recipe: Recipe, precision: Dtype) -> tuple[Dtype, str]:
@@ -94,10 +102,6 @@ def make_plan(recipe: Recipe, facts: Facts, source: Callable[[str], str] = lambd
     return Plan(**values, sources=sources)
 
 
-Decide = Callable[[str, Any, str], Any]
-Where = Callable[[str], str]
-
-
 def _decide_machine(recipe: Recipe, facts: Facts, source: Where, decide: Decide) -> None:
     machine = facts.machine
     decide("device", machine.device, "found here")
@@ -105,7 +109,7 @@ def _decide_machine(recipe: Recipe, facts: Facts, source: Where, decide: Decide)
     if machine.device != "cpu" and devices > machine.num_devices:
         raise MachineError(f"distributed.devices asks for {devices} devices; there are {machine.num_devices} here.")
     decide("num_processes", devices, source("distributed.devices"))
-    decide("num_threads", max(1, machine.num_threads // devices), f"{machine.num_threads} cores / {devices} processes")
+    decide("num_threads", *choose_threads(machine, devices))
     precision, why = choose_precision(recipe, machine)
     decide("precision", precision, why)
     decide("frozen_dtype", *choose_frozen_dtype(recipe, precision))
@@ -125,12 +129,8 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
     decide("batch_size", train.batch_size, source("train.batch_size"))
     decide("packing", *_packing(recipe, facts, source("data.packing")))
     checkpointing = _decide_checkpointing(recipe, facts, source, decide, values)
-    if train.micro_batch_size == "auto":
-        size, why = _largest_micro_batch(recipe, facts, values, checkpointing)
-        decide("micro_batch_size", size, why)
-    else:
-        decide("micro_batch_size", train.micro_batch_size, source("train.micro_batch_size"))
-    _decide_accumulation(recipe, facts, decide, values)
+    decide_micro_batch(recipe, facts, source, decide, values, checkpointing)
+    decide_accumulation(recipe, facts, decide, values)
     per_epoch = steps_per_epoch(data.examples, train.batch_size)
     decide("steps_per_epoch", per_epoch, f"{data.examples} examples / batch_size {train.batch_size}, rounded up")
     decide("steps", *_steps(recipe, facts, per_epoch, source("train.duration")))
@@ -149,25 +149,6 @@ def _packing(recipe: Recipe, facts: Facts, source: str) -> tuple[bool, str]:
     if asked == "auto":
         return reason is None, f"auto: {reason or 'a trial found rows isolated from each other'}"
     return asked, source
-
-
-def _decide_accumulation(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str, Any]) -> None:
-    """How much goes into one forward, in examples or in tokens, and how often until a step is full."""
-    data, batch, processes = facts.data, recipe.train.batch_size, values["num_processes"]
-    size, longest = values["micro_batch_size"], _longest(facts, values)
-    if not values["packing"]:
-        decide("micro_batch_tokens", None, "rows are not packed")
-        why = f"batch_size {batch} / (micro_batch_size {size} x {processes} processes), rounded up"
-        decide("accumulation", accumulation(batch, size, processes), why)
-        return
-    if recipe.train.micro_batch_size == "auto" and values["device"] == "cpu":
-        most = max(longest, min(TOKENS_ON_CPU, size * longest))
-        decide("micro_batch_tokens", most, f"auto: {TOKENS_ON_CPU} on CPU, at most {size} of the longest, {longest}")
-    else:
-        decide("micro_batch_tokens", size * longest, f"{size} examples as long as the longest, of {longest}")
-    tokens = math.ceil(batch * data.tokens / data.examples)
-    why = f"about {tokens} tokens a step / ({values['micro_batch_tokens']} x {processes} processes), rounded up"
-    decide("accumulation", accumulation(tokens, values["micro_batch_tokens"], processes), why)
 
 
 def _steps(recipe: Recipe, facts: Facts, per_epoch: int, source: str) -> tuple[int, str]:
@@ -195,42 +176,12 @@ def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: D
     if asked != "auto":
         decide("activation_checkpointing", asked, source("train.activation_checkpointing"))
         return asked
-    memory = estimate_memory(recipe, facts, **_types(values), tokens=_longest(facts, values), checkpointing=False)
+    memory = estimate_memory(recipe, facts, **types_of(values), tokens=longest_of(facts, values), checkpointing=False)
     needed, there = sum(memory.values()), memory_of_a_process(facts, values["num_processes"])
     on = needed > 0.8 * there
     why = f"auto: one example needs about {needed / 2**30:.1f} of {there / 2**30:.1f} GiB without it"
     decide("activation_checkpointing", on, why)
     return on
-
-
-def _largest_micro_batch(recipe: Recipe, facts: Facts, values: dict[str, Any], checkpointing: bool) -> tuple[int, str]:
-    """The largest power of two that stays under a ceiling and whose memory estimate fills under 60% of the device.
-
-    On CPU the ceiling is 1024 tokens of mean length: more only adds pads and page faults there. Elsewhere it is 64.
-    """
-    on_cpu = facts.machine.device == "cpu"
-    ceiling = int(TOKENS_ON_CPU * facts.data.examples / facts.data.tokens) if on_cpu else 64
-    budget = 0.6 * memory_of_a_process(facts, values["num_processes"])
-    share = max(1, math.ceil(recipe.train.batch_size / values["num_processes"]))
-    most = max(1, min(ceiling, share))
-    size = 1
-    while size * 2 <= most:
-        tokens = size * 2 * _longest(facts, values)
-        memory = estimate_memory(recipe, facts, **_types(values), tokens=tokens, checkpointing=checkpointing)
-        if sum(memory.values()) > budget:
-            break
-        size *= 2
-    return size, f"auto: largest power of two <= {most} within 60% of {budget / 0.6 / 2**30:.1f} GiB"
-
-
-def _types(values: dict[str, Any]) -> dict[str, Any]:
-    """Number types of computation and of frozen weights."""
-    return {name: values[name] for name in ("precision", "frozen_dtype")}
-
-
-def _longest(facts: Facts, values: dict[str, Any]) -> int:
-    """Tokens of the longest example."""
-    return int(min(facts.data.longest, values["max_length"]))
 
 
 def _decide_optimizer(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
@@ -283,8 +234,8 @@ def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str
     memory = estimate_memory(
         recipe,
         facts,
-        **_types(values),
-        tokens=values["micro_batch_tokens"] or values["micro_batch_size"] * _longest(facts, values),
+        **types_of(values),
+        tokens=values["micro_batch_tokens"] or values["micro_batch_size"] * longest_of(facts, values),
         checkpointing=values["activation_checkpointing"],
     )
     decide("memory_bytes", memory, "estimate from shapes; the report compares it with what was used")

@@ -17,6 +17,7 @@ import numpy as np
 
 from ftune.data.encode import Example
 from ftune.data.order import Draw, held_out_seed
+from ftune.data.pack import Cut
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
 from ftune.errors import DivergedError
@@ -61,7 +62,7 @@ def row_losses(
     objective: Objective,
     accelerator: Accelerator,
     pad_id: int,
-    batch_size: int,
+    cut: Cut,
     draw: Draw | None,
     tick: Tick,
     pad_left: bool = False,
@@ -84,7 +85,7 @@ def row_losses(
         examples = [draw(example, held_out_seed(i)) for i, example in enumerate(examples)]
     order = sorted(range(len(examples)), key=lambda i: -examples[i].num_tokens)
     outputs: dict[int, np.ndarray] = {}
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = [order[part] for part in cut.side_by_side([examples[i] for i in order])]
     nats = torch.zeros(len(examples), dtype=torch.float32, device=accelerator.device)
     try:
         with torch.no_grad():

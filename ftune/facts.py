@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +26,7 @@ class Machine:
     memory_bytes: of one device; on CPU of the machine.
     fast_bf16: whether the device computes faster in bf16 than in fp32.
     num_threads: processor cores this process may use.
+    asked_threads: the most threads a process may use, where the environment sets OMP_NUM_THREADS.
     disk_free_bytes: where the run folder will be.
     """
 
@@ -33,6 +35,7 @@ class Machine:
     memory_bytes: int
     fast_bf16: bool
     num_threads: int
+    asked_threads: int | None
     disk_free_bytes: int
 
 
@@ -104,15 +107,26 @@ def look_at_machine(folder: Path) -> Machine:
 
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     disk = shutil.disk_usage(existing).free
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores(), asked_threads(os.environ)
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Machine("cuda", torch.cuda.device_count(), memory, bf16, threads, disk)
+        return Machine("cuda", torch.cuda.device_count(), memory, bf16, *threads, disk)
     memory = psutil.virtual_memory().total
     if torch.backends.mps.is_available():
-        return Machine("mps", 1, memory, True, threads, disk)
-    return Machine("cpu", 1, memory, _cpu_multiplies_bf16(), threads, disk)
+        return Machine("mps", 1, memory, True, *threads, disk)
+    return Machine("cpu", 1, memory, _cpu_multiplies_bf16(), *threads, disk)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def asked_threads(environment: Mapping[str, str]) -> int | None:
+    """OMP_NUM_THREADS, of a list its first number; None where it is unset or no number, as OpenMP itself takes it."""
+    first = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def _cpu_multiplies_bf16() -> bool:

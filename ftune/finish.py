@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftune import quantisation
 from ftune.data.build import Split
 from ftune.data.order import Draw
+from ftune.data.pack import Cut
 from ftune.data_report import data_profile, data_summary, draw_data
 from ftune.device import peak_memory_bytes
 from ftune.evaluation import (
@@ -129,6 +130,7 @@ def score(run: Run, target: Target, split: Split, name: str) -> tuple[Scores, li
         split,
         metrics=run.plan.metrics,
         accelerator=run.accelerator,
+        cut=run.plan.padded_cut,
         batch_size=run.plan.eval_batch_size,
         draw=run.prepared.draw,
         tick=tick,
@@ -141,11 +143,23 @@ def score_target(
     *,
     metrics: tuple[str, ...],
     accelerator: Accelerator,
+    cut: Cut,
     batch_size: int,
     draw: Draw | None,
     tick: Any,
 ) -> tuple[Scores, list[Prediction]]:
-    """Metrics of a loaded target on an encoded split, and its predictions where a metric needs them."""
+    """Metrics of a loaded target on an encoded split, and its predictions where a metric needs them.
+
+    Args:
+        target: what is scored.
+        split: the rows.
+        metrics: their names.
+        accelerator: where.
+        cut: how rows become forwards.
+        batch_size: answers that are written at a time.
+        draw: hides parts of rows, where the objective does.
+        tick: hears of progress; may raise to stop.
+    """
     if target.record is None:
         raise AssertionError("a target without a recipe has no split")
     recipe = target.record.recipe
@@ -156,7 +170,7 @@ def score_target(
         objective=recipe.objective,
         accelerator=accelerator,
         pad_id=target.pad_id,
-        batch_size=batch_size,
+        cut=cut,
         draw=draw,
         tick=tick,
     )

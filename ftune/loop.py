@@ -106,8 +106,7 @@ def train_steps(
     for step in range(first_step, plan.steps):
         started = time.perf_counter()
         work = window(
-            examples, step, batch_size=plan.batch_size, micro_batch_size=plan.micro_batch_size, seed=plan.seed,
-            draw=draw, mix=mix, capacity=plan.micro_batch_tokens,
+            examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix
         )  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
         outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted)

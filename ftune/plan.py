@@ -6,18 +6,19 @@ On resume the values that the machine chose are taken from the stored plan, so t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ftune.data.pack import Cut
 from ftune.facts import Device
 from ftune.memory import Dtype
 from ftune.recipe import Recipe
 
 MACHINE_CHOICES = (
-    "packing", "micro_batch_size", "micro_batch_tokens", "eval_batch_size", "precision", "frozen_dtype",
-    "activation_checkpointing", "num_threads", "memory_bytes",
+    "packing", "micro_batch_size", "micro_batch_tokens", "forward_overhead", "eval_batch_size", "precision",
+    "frozen_dtype", "activation_checkpointing", "num_threads", "memory_bytes",
 )  # fmt: skip
 """Fields that depend on the machine and stay what they were when a run is resumed."""
 
@@ -50,6 +51,7 @@ class Plan(BaseModel):
     packing: bool
     micro_batch_size: int
     micro_batch_tokens: int | None
+    forward_overhead: int
     accumulation: int
     steps: int
     steps_per_epoch: int
@@ -79,6 +81,16 @@ class Plan(BaseModel):
     disk_bytes: int
     seed: int
     sources: dict[str, str]
+
+    @property
+    def cut(self) -> Cut:
+        """How a step is cut into forwards."""
+        return Cut(self.micro_batch_size, self.micro_batch_tokens, self.forward_overhead, self.packing)
+
+    @property
+    def padded_cut(self) -> Cut:
+        """The same for rows that always stand side by side: evaluations, and what a method looks at."""
+        return replace(self.cut, packed=False)
 
     @property
     def runtime(self) -> Runtime:

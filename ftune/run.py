@@ -255,7 +255,7 @@ def _score(run: Run, split: Split) -> dict[str, float]:
             objective=objective,
             accelerator=run.accelerator,
             pad_id=pad_id_of(run.prepared.tokenizer),
-            batch_size=run.plan.eval_batch_size,
+            cut=run.plan.padded_cut,
             draw=run.prepared.draw,
             tick=lambda done, total: _during_evaluation(run, done, total),
         )

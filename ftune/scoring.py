@@ -15,10 +15,11 @@ from ftune.data.build import encode_split
 from ftune.data.cache import Cache, cache_root
 from ftune.data.chat import Turn
 from ftune.data.encoder import Encoder
+from ftune.data.pack import Cut
 from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
 from ftune.data.shape import Sample
-from ftune.decide import choose_frozen_dtype, choose_max_length, choose_precision
+from ftune.decide import choose_frozen_dtype, choose_max_length, choose_precision, choose_threads
 from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import DataError, Problem, RecipeError, suggestion
 from ftune.evaluation import Prediction, Scores, generate
@@ -112,6 +113,7 @@ def evaluate(
         encoded,
         metrics=_known_metrics(recipe, metrics),
         accelerator=build_accelerator(runtime),
+        cut=Cut(batch_size),
         batch_size=batch_size,
         draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None,
         tick=lambda done, total: tick("scoring", done, total),
@@ -141,7 +143,7 @@ def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Recor
     if target.record is None:
         raise AssertionError(f"a {kind} without a recipe")
     precision = target.plan.precision if target.plan else choose_precision(target.record.recipe, machine)[0]
-    threads = target.plan.num_threads if target.plan else machine.num_threads
+    threads, _ = choose_threads(machine, 1)
     return target, target.record, Runtime(machine.device, precision, 1, threads, machine.device == "cpu")
 
 

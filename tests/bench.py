@@ -43,13 +43,14 @@ class Bench:
         """Copies of the gradients of what learns."""
         return {n: p.grad.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def row_losses(self, **options: Any) -> Any:
+    def row_losses(self, batch_size: int = 4, **options: Any) -> Any:
         """Losses of the training rows."""
+        from ftune.data.pack import Cut
         from ftune.evaluation import row_losses
         from ftune.start import pad_id_of
 
         settings = {
-            "batch_size": 4,
+            "cut": Cut(batch_size),
             "draw": self.prepared.draw,
             "tick": lambda done, total: None,
             "pad_id": pad_id_of(self.prepared.tokenizer),

@@ -14,7 +14,8 @@ from ftune.recipe import Recipe
 GIB = 2**30
 FACTS = Facts(
     machine=Machine(
-        device="cpu", num_devices=1, memory_bytes=16 * GIB, fast_bf16=False, num_threads=4, disk_free_bytes=100 * GIB
+        device="cpu", num_devices=1, memory_bytes=16 * GIB, fast_bf16=False, num_threads=4, asked_threads=None,
+        disk_free_bytes=100 * GIB
     ),
     model=ModelFacts(
         architecture="llama", num_layers=4, width=256, vocabulary=1000, max_positions=2048, stored_dtype="bfloat16",

@@ -61,9 +61,10 @@ def train_cli(
         return
     processes = loaded.recipe.distributed.devices
     if processes > 1 and "RANK" not in os.environ:
+        from ftune.facts import cores
         from ftune.launch import launch
 
-        launch(processes, sys.argv[1:], cores=os.cpu_count() or 1)
+        launch(processes, sys.argv[1:], cores=cores())
         return
     leads = os.environ.get("RANK", "0") == "0"
     _train(loaded, stop, leads=leads, overwrite=overwrite, resume=resume, as_json=json, quiet=quiet or not leads)

@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from ftune.data.encode import Example
-from ftune.data.pack import first_fit
+from ftune.data.pack import Cut
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -180,11 +180,10 @@ def window(
     step: int,
     *,
     batch_size: int,
-    micro_batch_size: int,
+    cut: Cut,
     seed: int,
     draw: Draw | None = None,
     mix: Mix | None = None,
-    capacity: int | None = None,
 ) -> Window:
     """The window of `step`. Inside it, examples are sorted by length, so that little is padded.
 
@@ -192,12 +191,11 @@ def window(
         examples: the training split, each once.
         step: from 0.
         batch_size: examples of a window.
-        micro_batch_size: examples of a micro-batch.
+        cut: how a window becomes micro-batches.
         seed: of the run.
         draw: hides parts of an example. What it hides depends on (seed, epoch, example) and, where an epoch sees an
             example twice, on which time it is: each time it hides something else.
         mix: weights of sources; None sees each example once an epoch.
-        capacity: a micro-batch is a pack of at most so many tokens instead of a number of examples.
     """
     size = len(examples) if mix is None else sum(mix.per_epoch)
     epoch, position = divmod(step, steps_per_epoch(size, batch_size))
@@ -206,10 +204,7 @@ def window(
     chosen = [(int(order[place]), () if mix is None else (place,)) for place in places]
     drawn = (examples[i] if draw is None else draw(examples[i], draw_seed(seed, epoch, i, *time)) for i, time in chosen)
     by_length = sorted(drawn, key=lambda example: -example.num_tokens)
-    if capacity is not None:
-        return Window(step, tuple(tuple(pack) for pack in first_fit(by_length, capacity)))
-    starts = range(0, len(by_length), micro_batch_size)
-    return Window(step, tuple(tuple(by_length[i : i + micro_batch_size]) for i in starts))
+    return Window(step, tuple(tuple(group) for group in cut.of(by_length)))
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

@@ -14,6 +14,7 @@ from tiny_tokenizers import FAMILIES, TOKENIZERS
 from ftune import builtin, methods
 from ftune.data.encode import Example
 from ftune.data.order import window
+from ftune.data.pack import Cut
 from ftune.data.view import Side, View, view_json
 from ftune.data_view import Request, Seen, look_at_rows, splits_of
 from ftune.errors import RecipeError
@@ -95,9 +96,7 @@ def spelled(side: Side) -> list[str]:
 def drawn(seen: Seen, seed: int = 0) -> list[Example]:
     """Every example of the first epoch as training sees it."""
     examples = seen.rows.dataset.train.examples
-    whole = window(
-        examples, 0, batch_size=len(examples), micro_batch_size=len(examples), seed=seed, draw=seen.rows.draw
-    )
+    whole = window(examples, 0, batch_size=len(examples), cut=Cut(len(examples)), seed=seed, draw=seen.rows.draw)
     found = [example for batch in whole.micro_batches for example in batch]
     assert len(found) == len(examples)
     return found
@@ -300,7 +299,7 @@ def test_first_rows_and_how_many(tmp_path: Path) -> None:
 
 def test_shuffled_rows_are_the_first_epoch(tmp_path: Path) -> None:
     seen = look(tmp_path, PAIRS, Request(rows=4, shuffle=True), seed=3)
-    first = window(seen.rows.dataset.train.examples, 0, batch_size=4, micro_batch_size=4, seed=3)
+    first = window(seen.rows.dataset.train.examples, 0, batch_size=4, cut=Cut(4), seed=3)
     assert {view.row for view in seen.views} == {
         example.number for (batch,) in [first.micro_batches] for example in batch
     }

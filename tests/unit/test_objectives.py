@@ -80,6 +80,7 @@ def test_law_13_ten_steps_equal_a_plain_loop(tmp_path: Path, objective: Any, mod
     import torch
 
     from ftune.data.order import window
+    from ftune.data.pack import Cut
 
     work = prepared(tmp_path, objective, model, rows)
     ours = [result.loss for result in work.steps()]
@@ -87,7 +88,7 @@ def test_law_13_ten_steps_equal_a_plain_loop(tmp_path: Path, objective: Any, mod
     again.model.train()
     optimizer = torch.optim.AdamW(again.model.parameters(), lr=1e-3, weight_decay=0.0)
     for step, loss in enumerate(ours):
-        part = window(again.prepared.dataset.train.examples, step, batch_size=4, micro_batch_size=4,
+        part = window(again.prepared.dataset.train.examples, step, batch_size=4, cut=Cut(4),
                       seed=again.plan.seed, draw=again.prepared.draw)  # fmt: skip
         total = torch.zeros(())
         for example in part.micro_batches[0]:
@@ -183,10 +184,11 @@ def test_spans_of_t5_have_sentinels() -> None:
 
 def test_other_epochs_hide_other_tokens_and_evaluations_the_same(tmp_path: Path) -> None:
     from ftune.data.order import window
+    from ftune.data.pack import Cut
 
     work = prepared(tmp_path, "masked_lm", "bert", TEXT)
     examples, draw = work.prepared.dataset.train.examples, work.prepared.draw
-    epochs = [window(examples, step, batch_size=9, micro_batch_size=9, seed=0, draw=draw) for step in (0, 1, 0)]
+    epochs = [window(examples, step, batch_size=9, cut=Cut(9), seed=0, draw=draw) for step in (0, 1, 0)]
     masks = [sorted((e.number, e.is_target.tobytes()) for e in part.micro_batches[0]) for part in epochs]
     assert masks[0] == masks[2] != masks[1]
     assert np.array_equal(work.row_losses(batch_size=2).nats, work.row_losses(batch_size=2).nats)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ftune.data.encode import Example
 from ftune.data.order import Mix, derived_seed, epoch_order, first_epoch, permutation, steps_per_epoch, window
+from ftune.data.pack import Cut
 
 
 def examples(count: int) -> list[Example]:
@@ -83,7 +84,7 @@ def test_windows_cover_each_epoch_once_and_the_last_is_short(
     seen: list[int] = []
     for position in range(per_epoch):
         step = epoch * per_epoch + position
-        found = window(data, step, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed)
+        found = window(data, step, batch_size=batch_size, cut=Cut(micro_batch_size), seed=seed)
         sizes = [len(batch) for batch in found.micro_batches]
         assert found.step == step
         assert sum(sizes) == (batch_size if position < per_epoch - 1 else rows - batch_size * (per_epoch - 1))
@@ -104,8 +105,8 @@ def test_windows_cover_each_epoch_once_and_the_last_is_short(
 def test_any_deal_to_ranks_is_of_the_same_rows(micro_batch_size: int, num_ranks: int) -> None:
     data = examples(21)
     for step in range(6):  # two epochs; each third window has five rows
-        whole = window(data, step, batch_size=8, micro_batch_size=8, seed=3)
-        found = window(data, step, batch_size=8, micro_batch_size=micro_batch_size, seed=3)
+        whole = window(data, step, batch_size=8, cut=Cut(8), seed=3)
+        found = window(data, step, batch_size=8, cut=Cut(micro_batch_size), seed=3)
         ranks = [found.of_rank(rank, num_ranks) for rank in range(num_ranks)]
         dealt = [entry for rank in ranks for entry in rank]
         assert Counter(i for i, _ in dealt) == Counter(range(len(found.micro_batches)))
@@ -118,21 +119,21 @@ def test_any_deal_to_ranks_is_of_the_same_rows(micro_batch_size: int, num_ranks:
 
 
 def test_a_rank_may_have_nothing() -> None:
-    found = window(examples(3), 0, batch_size=2, micro_batch_size=1, seed=0)
+    found = window(examples(3), 0, batch_size=2, cut=Cut(1), seed=0)
     assert [len(found.of_rank(rank, 4)) for rank in range(4)] == [1, 1, 0, 0]
 
 
 def test_counts_of_a_window() -> None:
     data = examples(4)
-    found = window(data, 0, batch_size=4, micro_batch_size=3, seed=0)
+    found = window(data, 0, batch_size=4, cut=Cut(3), seed=0)
     assert found.num_tokens == sum(len(example.ids) for example in data) == 3 + 5 + 7 + 4
     assert found.num_targets == 2 + 3 + 4 + 3
 
 
 def test_any_step_can_be_had_without_those_before() -> None:
     data = examples(11)
-    forward = [window(data, step, batch_size=4, micro_batch_size=2, seed=0) for step in range(9)]
-    backward = [window(data, step, batch_size=4, micro_batch_size=2, seed=0) for step in reversed(range(9))]
+    forward = [window(data, step, batch_size=4, cut=Cut(2), seed=0) for step in range(9)]
+    backward = [window(data, step, batch_size=4, cut=Cut(2), seed=0) for step in reversed(range(9))]
 
     def numbers(windows: list[object]) -> list[list[list[int]]]:
         return [[[e.number for e in batch] for batch in w.micro_batches] for w in windows]  # type: ignore[attr-defined]
@@ -206,8 +207,8 @@ def test_draws_are_what_they_always_were() -> None:
 def test_without_weights_the_order_is_that_of_the_permutation() -> None:
     data = examples(11)
     for step in range(6):
-        plain = window(data, step, batch_size=4, micro_batch_size=4, seed=3)
-        weighed = window(data, step, batch_size=4, micro_batch_size=4, seed=3, mix=None)
+        plain = window(data, step, batch_size=4, cut=Cut(4), seed=3)
+        weighed = window(data, step, batch_size=4, cut=Cut(4), seed=3, mix=None)
         assert [[e.number for e in b] for b in plain.micro_batches] == [
             [e.number for e in b] for b in weighed.micro_batches
         ]
@@ -221,9 +222,7 @@ def test_windows_cover_what_the_epoch_draws(batch_size: int, micro: int, seed: i
     per_epoch = steps_per_epoch(sum(of.per_epoch), batch_size)
     numbers: list[int] = []
     for position in range(per_epoch):
-        found = window(
-            data, epoch * per_epoch + position, batch_size=batch_size, micro_batch_size=micro, seed=seed, mix=of
-        )
+        found = window(data, epoch * per_epoch + position, batch_size=batch_size, cut=Cut(micro), seed=seed, mix=of)
         sizes = [len(batch) for batch in found.micro_batches]
         assert sum(sizes) == (batch_size if position < per_epoch - 1 else 18 - batch_size * (per_epoch - 1))
         numbers += [example.number for batch in found.micro_batches for example in batch]
@@ -243,7 +242,7 @@ def test_any_step_of_a_mix_can_be_had_without_those_before() -> None:
 
     def numbers(step: int) -> list[int]:
         of = mix((8, 0.75), (4, 2))  # anew, as after a restart: nothing is remembered
-        found = window(data, step, batch_size=4, micro_batch_size=2, seed=0, mix=of)
+        found = window(data, step, batch_size=4, cut=Cut(2), seed=0, mix=of)
         return [example.number for batch in found.micro_batches for example in batch]
 
     forward = [numbers(step) for step in range(12)]
@@ -259,12 +258,12 @@ def test_an_example_that_comes_twice_has_other_parts_hidden_each_time() -> None:
         return example
 
     for _ in range(2):
-        window(data, 0, batch_size=9, micro_batch_size=9, seed=0, draw=hide, mix=mix((3, 3)))
+        window(data, 0, batch_size=9, cut=Cut(9), seed=0, draw=hide, mix=mix((3, 3)))
     assert seeds[:9] == seeds[9:]
     assert Counter(number for number, _ in seeds[:9]) == {0: 3, 1: 3, 2: 3}
     assert len(set(seeds)) == 9
     seeds.clear()
-    window(data, 0, batch_size=3, micro_batch_size=3, seed=0, draw=hide)
+    window(data, 0, batch_size=3, cut=Cut(3), seed=0, draw=hide)
     assert dict(seeds) == {i: derived_seed("draw", 0, 0, i) for i in range(3)}
 
 
@@ -279,7 +278,7 @@ def test_what_a_run_does_not_see() -> None:
         looked_at = {
             example.number
             for step in range(steps)
-            for batch in window(data, step, batch_size=4, micro_batch_size=4, seed=0, mix=of).micro_batches
+            for batch in window(data, step, batch_size=4, cut=Cut(4), seed=0, mix=of).micro_batches
             for example in batch
         }
         assert of.unseen(0, steps, 4) == (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from ftune import builtin
 from ftune.attention import packed_arguments, packing_refusal, use_packed_attention
 from ftune.data.encode import Example
 from ftune.data.order import window
-from ftune.data.pack import first_fit
+from ftune.data.pack import Cut, first_fit, least_padded
 from ftune.errors import RecipeError
 from ftune.objectives._packed import end_to_end
 
@@ -153,12 +156,91 @@ def test_packs_hold_every_example_once_and_no_more_than_they_may(lengths: list[i
 def test_a_window_holds_the_same_rows_packed_or_not(count: int, batch_size: int, seed: int) -> None:
     rows = [example(1 + number * 5 % 11, number) for number in range(count)]
     for step in range(4):
-        sizes: dict[str, Any] = {"batch_size": batch_size, "micro_batch_size": 2, "seed": seed}
-        plain, packed = window(rows, step, **sizes), window(rows, step, **sizes, capacity=16)
-        numbers = [sorted(e.number for batch in work.micro_batches for e in batch) for work in (plain, packed)]
-        assert numbers[0] == numbers[1]
-        assert (plain.num_tokens, plain.num_targets) == (packed.num_tokens, packed.num_targets)
-        assert all(sum(e.num_tokens for e in batch) <= 16 for batch in packed.micro_batches)
+        cuts = (Cut(2), Cut(9, 16, packed=True), Cut(9, 16), Cut(9, 16, 4))
+        plain, *others = (window(rows, step, batch_size=batch_size, cut=cut, seed=seed) for cut in cuts)
+        numbers = [sorted(e.number for batch in work.micro_batches for e in batch) for work in (plain, *others)]
+        assert numbers == [numbers[0]] * 4
+        assert all((plain.num_tokens, plain.num_targets) == (work.num_tokens, work.num_targets) for work in others)
+        assert all(sum(e.num_tokens for e in batch) <= 16 for batch in others[0].micro_batches)
+        padded = [len(batch) * batch[0].num_tokens for work in others[1:] for batch in work.micro_batches]
+        assert max(padded) <= 16
+
+
+def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to put rows into groups."""
+    if not rows:
+        yield []
+        return
+    first, rest = rows[0], rows[1:]
+    for groups in partitions(rest):
+        yield [[first], *groups]
+        for number, group in enumerate(groups):
+            yield [*groups[:number], [first, *group], *groups[number + 1 :]]
+
+
+def padded_cost(groups: Iterable[Sequence[Example]], overhead: int) -> int:
+    """Tokens with pads of rows side by side, and what each forward costs by itself."""
+    return sum(
+        overhead
+        + len(group)
+        * (max(len(e.ids) for e in group) + max(len(e.answer) if e.answer is not None else 0 for e in group))
+        for group in groups
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 40), st.sampled_from([0, 3, 50]))
+def test_no_way_to_pad_rows_costs_less(lengths: list[int], capacity: int, overhead: int) -> None:
+    """Against every way to put rows into groups, neighbours or not."""
+    rows = [example(length, number) for number, length in enumerate(sorted(lengths, reverse=True))]
+    found = [rows[part] for part in least_padded(rows, capacity, overhead)]
+    assert [row.number for group in found for row in group] == list(range(len(rows)))
+
+    def fits(group: list[int]) -> bool:
+        return len(group) == 1 or len(group) * max(lengths_of[i] for i in group) <= capacity
+
+    lengths_of = sorted(lengths, reverse=True)
+    assert all(fits([row.number for row in group]) for group in found)
+    possible = [groups for groups in partitions(list(range(len(rows)))) if all(map(fits, groups))]
+    assert padded_cost(found, overhead) == min(
+        padded_cost([[rows[i] for i in g] for g in groups], overhead) for groups in possible
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8), st.integers(1, 60))
+def test_texts_and_answers_are_padded_apart(lengths: list[tuple[int, int]], capacity: int) -> None:
+    """Against every way to cut the sorted rows of an encoder-decoder."""
+    rows = [
+        replace(example(text, number), answer=np.zeros(answer, dtype=np.int32))
+        for number, (text, answer) in enumerate(sorted(lengths, key=sum, reverse=True))
+    ]
+    found = [rows[part] for part in least_padded(rows, capacity, 5)]
+    costs = []
+    for marks in itertools.product([False, True], repeat=len(rows) - 1):
+        edges = [0, *(i for i, mark in enumerate(marks, 1) if mark), len(rows)]
+        groups = [rows[one:other] for one, other in itertools.pairwise(edges)]
+        if all(len(group) == 1 or padded_cost([group], 0) <= capacity for group in groups):
+            costs.append(padded_cost(groups, 5))
+    assert padded_cost(found, 5) == min(costs)
+
+
+def test_forwards_are_large_where_they_cost_much_by_themselves() -> None:
+    rows = [example(length, number) for number, length in enumerate([40, 12, 11, 10, 3, 2])]
+    lengths = {
+        overhead: [[row.num_tokens for row in rows[part]] for part in least_padded(rows, 1000, overhead)]
+        for overhead in (0, 8, 10_000)
+    }
+    assert lengths[0] == [[40], [12], [11], [10], [3], [2]]
+    assert lengths[8] == [[40], [12, 11, 10], [3, 2]]
+    assert lengths[10_000] == [[40, 12, 11, 10, 3, 2]]
+    assert [rows[part] for part in least_padded(rows, 30, 10_000)][0] == [rows[0]], "above the capacity: alone"
+
+
+def test_an_explicit_number_of_rows_is_obeyed() -> None:
+    rows = [example(length, number) for number, length in enumerate([9, 7, 5, 3, 1])]
+    assert [len(group) for group in Cut(2).of(rows)] == [2, 2, 1]
+    assert [len(group) for group in Cut(2, None, 4, packed=False).of(rows)] == [2, 2, 1]
 
 
 def test_rows_end_to_end_begin_at_position_0() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from facts import FACTS, GIB, facts, plan_of, recipe_of
 
+from ftune.data.pack import Cut
 from ftune.decide import make_plan
 from ftune.errors import MachineError, RecipeError
-from ftune.facts import Facts
+from ftune.facts import Facts, asked_threads
 from ftune.memory import estimate_memory
 from ftune.plan import MACHINE_CHOICES, Plan, accumulation
 
@@ -75,27 +76,63 @@ def test_accumulation(batch_size: int, micro: int, processes: int, expected: int
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 64])
-@pytest.mark.parametrize("known", [FACTS, gpu(), gpu(memory_bytes=2 * GIB), facts(tokens=100_000, longest=1024)])
-def test_an_automatic_micro_batch_is_the_largest_power_of_two_that_fits(batch_size: int, known: Facts) -> None:
+@pytest.mark.parametrize("known", [gpu(), gpu(memory_bytes=2 * GIB), facts(longest=512, memory_bytes=GIB // 4)])
+def test_an_automatic_micro_batch_is_as_many_of_the_longest_as_fit(batch_size: int, known: Facts) -> None:
     section = {"batch_size": batch_size}
-    size = plan_of(known, train=section).micro_batch_size
+    plan = plan_of(known, train=section)
+    longest = known.data.longest
+    assert plan.micro_batch_tokens is not None and plan.micro_batch_tokens % longest == 0
+    size = plan.micro_batch_tokens // longest
     assert size & (size - 1) == 0 and size <= batch_size
 
     def needed(micro: int) -> int:
         return sum(plan_of(known, train={**section, "micro_batch_size": micro}).memory_bytes.values())
 
+    assert sum(plan.memory_bytes.values()) == needed(size)
     if size > 1:
         assert needed(size) <= 0.6 * known.machine.memory_bytes
-    if size * 2 <= batch_size and known.machine.device == "cuda" and size < 64:
+    if size * 2 <= min(64, batch_size):
         assert needed(size * 2) > 0.6 * known.machine.memory_bytes
 
 
+@pytest.mark.parametrize(
+    ("changes", "batch_size", "tokens", "rows"),
+    [
+        ({}, 32, 1024, 20),  # rows of 50 tokens in the mean
+        ({}, 8, 640, 8),  # all eight, should they all be as long as the longest
+        ({"longest": 1500}, 8, 1500, 8),
+        ({"longest": 64, "tokens": 1600}, 64, 1024, 64),
+        ({"longest": 1024, "tokens": 60_000, "memory_bytes": GIB // 4}, 8, 1024, 1),
+    ],
+)
+def test_an_automatic_micro_batch_on_a_cpu_holds_a_thousand_tokens(
+    changes: dict[str, Any], batch_size: int, tokens: int, rows: int
+) -> None:
+    for refusal in (None, "rows side by side here"):
+        data = {"train": "t", "eval": "10%", "max_length": 2000}
+        plan = plan_of(facts(**changes, packing_refusal=refusal), train={"batch_size": batch_size}, data=data)
+        assert (plan.micro_batch_tokens, plan.micro_batch_size, plan.eval_batch_size) == (tokens, rows, rows)
+        assert plan.cut == Cut(rows, tokens, 16, packed=refusal is None)
+        assert plan.padded_cut == Cut(rows, tokens, 16)
+
+
 def test_an_automatic_micro_batch_is_shared_by_the_processes() -> None:
-    assert plan_of(gpu(num_devices=4), train={"batch_size": 32}, distributed={"devices": 4}).micro_batch_size == 8
-    uneven = facts(memory_bytes=2 * GIB, longest=1000)
+    shared = {"train": {"batch_size": 32}, "distributed": {"devices": 4}}
+    plan = plan_of(gpu(num_devices=4), **shared)
+    assert plan.micro_batch_tokens == 8 * 50, "a quarter of a step, at 50 tokens a row"
+    assert plan_of(gpu(num_devices=4, longest=500), **shared).micro_batch_tokens == 500, "or the longest"
+    assert plan.forward_overhead == 1024
+    uneven = facts(memory_bytes=GIB // 4, longest=400, tokens=40_000)
     lone = plan_of(uneven, train={"batch_size": 64})
-    shared = plan_of(uneven, train={"batch_size": 64}, distributed={"devices": 2})
-    assert (lone.micro_batch_size, shared.micro_batch_size) == (8, 4), "two processes on one CPU share its memory"
+    two = plan_of(uneven, train={"batch_size": 64}, distributed={"devices": 2})
+    assert (lone.micro_batch_tokens, two.micro_batch_tokens) == (800, 400), "two processes on one CPU share its memory"
+
+
+def test_an_explicit_micro_batch_counts_examples() -> None:
+    plan = plan_of(train={"micro_batch_size": 3})
+    assert plan.cut == plan.padded_cut == Cut(3, None, 16)
+    packed = plan_of(facts(packing_refusal=None), train={"micro_batch_size": 3})
+    assert packed.cut == Cut(3, 240, 16, packed=True) and packed.padded_cut == Cut(3, 240, 16)
 
 
 def test_activation_checkpointing_is_switched_on_by_memory_only() -> None:
@@ -130,6 +167,33 @@ def test_threads_are_shared_by_processes() -> None:
     assert plan_of(FACTS).num_threads == 4
     assert plan_of(FACTS, distributed={"devices": 2}).num_threads == 2
     assert plan_of(FACTS, distributed={"devices": 8}).num_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "threads", "source"),
+    [
+        (None, 1, 4, "4 cores / 1 processes"),
+        (1, 1, 1, "environment: OMP_NUM_THREADS=1, fewer than 4 cores / 1 processes"),
+        (3, 1, 3, "environment: OMP_NUM_THREADS=3, fewer than 4 cores / 1 processes"),
+        (4, 1, 4, "4 cores / 1 processes"),
+        (64, 1, 4, "4 cores / 1 processes"),
+        (1, 2, 1, "environment: OMP_NUM_THREADS=1, fewer than 4 cores / 2 processes"),
+        (3, 2, 2, "4 cores / 2 processes"),
+        (1, 8, 1, "4 cores / 8 processes"),
+    ],
+)
+def test_the_environment_bounds_threads(asked: int | None, processes: int, threads: int, source: str) -> None:
+    plan = plan_of(facts(asked_threads=asked), distributed={"devices": processes})
+    assert (plan.num_threads, plan.sources["num_threads"]) == (threads, source)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [("1", 1), (" 6 ", 6), ("4,2,1", 4), ("", None), ("0", None), ("-2", None), ("many", None), ("2.5", None)],
+)
+def test_the_number_of_threads_that_the_environment_asks_for(text: str, asked: int | None) -> None:
+    assert asked_threads({"OMP_NUM_THREADS": text}) == asked
+    assert asked_threads({}) is None
 
 
 def test_what_cannot_be_done_here() -> None:
@@ -227,7 +291,9 @@ def test_a_run_that_goes_on_keeps_what_its_first_machine_chose() -> None:
     plan = fresh.continuing(stored, longer)
     assert all(getattr(plan, name) == getattr(stored, name) for name in MACHINE_CHOICES)
     assert any(getattr(fresh, name) != getattr(stored, name) for name in MACHINE_CHOICES)
-    assert plan.accumulation == accumulation(64, stored.micro_batch_size, 1)
+    assert stored.micro_batch_tokens is not None
+    assert plan.accumulation == accumulation(64 * 50, stored.micro_batch_tokens, 1)
+    assert plan.cut == stored.cut
     assert plan.eval_batch_size == stored.micro_batch_size, "its evaluations are the same to the bit"
     assert plan.memory_bytes == stored.memory_bytes
     assert (plan.steps, plan.checkpoint_every) == (20, 3), "what the recipe says anew is obeyed"
@@ -275,7 +341,7 @@ def test_packs_of_a_named_size_hold_as_much_as_so_many_of_the_longest() -> None:
 
 def test_packing_is_as_asked_or_as_the_model_allows() -> None:
     off = plan_of(PACKED, data={"train": "t.jsonl", "packing": False})
-    assert not off.packing and off.micro_batch_tokens is None
+    assert (off.packing, off.micro_batch_tokens) == (False, 1024)
     refused = plan_of()
     assert not refused.packing and "rows side by side here" in refused.sources["packing"]
     with pytest.raises(RecipeError, match="data.packing: rows side by side here"):
@@ -288,7 +354,6 @@ def test_a_resumed_run_packs_as_it_began() -> None:
     assert (same.packing, same.micro_batch_tokens, same.accumulation) == (True, 1024, 2)
     recipe = recipe_of(data={"train": "t.jsonl", "packing": False})
     other = make_plan(recipe, PACKED).continuing(stored, recipe)
-    assert (other.packing, other.micro_batch_tokens) == (False, None)
-    assert other.accumulation == accumulation(32, other.micro_batch_size, 1)
+    assert (other.packing, other.micro_batch_tokens, other.accumulation) == (False, 1024, 2)
     smaller = recipe_of(train={"micro_batch_size": 2})
     assert make_plan(smaller, PACKED).continuing(stored, smaller).micro_batch_tokens == 160

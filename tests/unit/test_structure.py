@@ -40,6 +40,7 @@ LAYERS = [
     {"data", "facts", "builtin", "signals"},
     {"memory"},
     {"plan"},
+    {"micro_batch"},
     {"decide"},
     {"base", "optim", "device", "state"},
     {"model"},
