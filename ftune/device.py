@@ -54,6 +54,15 @@ def torch_dtype(name: Dtype) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
+def device_name(device: str) -> str:
+    """The driver's name of an accelerator; empty for a processor, of whose speed a name says little."""
+    if device != "cuda":
+        return ""
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
 def peak_memory_bytes(device: str) -> int:
     """Largest memory so far: allocated on CUDA, resident in this process elsewhere."""
     if device == "cuda":

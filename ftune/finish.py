@@ -216,6 +216,8 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "targets_seen": state.targets_seen,
         "train_seconds": state.train_seconds,
         "tokens_per_second": state.tokens_seen / max(state.train_seconds, 1e-9),
+        "flops_per_second": state.flops / max(state.train_seconds, 1e-9),
+        "mfu": run.meter.mfu(state.flops, state.train_seconds),
         "peak_memory_bytes": peak_memory_bytes(plan.device),
         "planned_memory_bytes": sum(plan.memory_bytes.values()),
         "details": recipe.learner.bound(recipe.objective).details(run.model),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ftune.data.encode import Example
 from ftune.data.order import Draw, Mix, Window, derived_seed, window
 from ftune.errors import DivergedError, MemoryExhausted
+from ftune.meter import Meter
 from ftune.optim import learning_rate, set_learning_rate
 from ftune.plan import Plan
 
@@ -38,6 +39,8 @@ class StepResult:
         learning_rate: of this update.
         rows, tokens, targets: of the window over all ranks, without pads.
         seconds: wall time.
+        flops: floating-point operations that the window needs, see `ftune.flops`.
+        mfu: share of what the devices can do at most, where that is known.
     """
 
     step: int
@@ -48,6 +51,8 @@ class StepResult:
     tokens: int
     targets: int
     seconds: float
+    flops: float
+    mfu: float | None
 
 
 def training_module(model: torch.nn.Module, objective: Objective) -> torch.nn.Module:
@@ -78,6 +83,7 @@ def train_steps(
     draw: Draw | None,
     first_step: int,
     interrupted: Callable[[], bool],
+    meter: Meter,
 ) -> Iterator[StepResult]:
     """Make updates `first_step` to `plan.steps - 1`.
 
@@ -93,6 +99,7 @@ def train_steps(
         draw: hides part of each example, where the objective does that.
         first_step: updates already done.
         interrupted: polled between micro-batches of a single process; true ends the loop without a partial update.
+        meter: counts operations, and sees where the time goes.
 
     Yields:
         One result per update.
@@ -105,24 +112,29 @@ def train_steps(
     parameters = [p for p in module.parameters() if p.requires_grad]
     for step in range(first_step, plan.steps):
         started = time.perf_counter()
-        work = window(
-            examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix
-        )  # fmt: skip
+        with meter.span("data"):
+            work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
         optimizer.zero_grad(set_to_none=True)
-        outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted)
+        outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted, meter)
         if outcome is None:
             return
         loss, suspects = outcome
         limit = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
-        grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
+        with meter.span("clipping"):
+            grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(_diverged(step, loss, grad_norm, work, _over_ranks(suspects, accelerator)))
         rate = learning_rate(plan, step)
         set_learning_rate(optimizer, rate)
-        optimizer.step()
+        with meter.span("optimizer"):
+            optimizer.step()
         rows = sum(len(batch) for batch in work.micro_batches)
         seconds = time.perf_counter() - started
-        yield StepResult(step + 1, loss, grad_norm, rate, rows, work.num_tokens, work.num_targets, seconds)
+        flops = meter.flops(work)
+        yield StepResult(
+            step + 1, loss, grad_norm, rate, rows, work.num_tokens, work.num_targets, seconds, flops,
+            meter.mfu(flops, seconds),
+        )  # fmt: skip
 
 
 def _accumulate(
@@ -133,6 +145,7 @@ def _accumulate(
     objective: Objective,
     pad_id: int,
     interrupted: Callable[[], bool],
+    meter: Meter,
 ) -> tuple[float, list[str]] | None:
     """Leave the window's gradient in the parameters.
 
@@ -154,13 +167,16 @@ def _accumulate(
             return None
         torch.manual_seed(derived_seed("micro-batch", plan.seed, work.step, number))
         rows = list(examples)
-        laid = objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
-        batch = {name: values.to(accelerator.device) for name, values in laid.items()}
+        with meter.span("data"):
+            laid = objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
+            batch = {name: values.to(accelerator.device) for name, values in laid.items()}
         synchronise = nullcontext() if position == len(mine) - 1 else accelerator.no_sync(module)
         try:
             with synchronise:
-                sums, _ = module(batch)
-                accelerator.backward(sums.sum() * (weight * ranks / work.num_targets))
+                with meter.span("forward"):
+                    sums, _ = module(batch)
+                with meter.span("backward"):
+                    accelerator.backward(sums.sum() * (weight * ranks / work.num_targets))
         except RuntimeError as error:
             if should_reduce_batch_size(error):
                 raise MemoryExhausted(_out_of_memory(plan)) from error

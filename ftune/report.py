@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftune.data_report import sentences
+from ftune.flops import readable_flops
 from ftune.plan import Plan
 
 Report = dict[str, Any]
@@ -51,6 +52,7 @@ def to_markdown(report: Mapping[str, Any], plan: Plan) -> str:
         f"| supervised tokens seen | {report['targets_seen']:,} |",
         f"| time in steps | {report['train_seconds']:.1f} s |",
         f"| tokens per second | {report['tokens_per_second']:,.0f} |",
+        f"| operations per second | {readable_flops(report['flops_per_second'])}{_of_peak(report['mfu'])} |",
         f"| peak memory | {report['peak_memory_bytes'] / 2**20:,.0f} MiB (estimate "
         f"{report['planned_memory_bytes'] / 2**20:,.0f} MiB besides the libraries) |",
         "",
@@ -68,6 +70,10 @@ def to_markdown(report: Mapping[str, Any], plan: Plan) -> str:
         "![lengths and labels of the rows](data.png)",
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _of_peak(mfu: float | None) -> str:
+    return "" if mfu is None else f", {mfu:.1%} of the device's peak"
 
 
 def _metric_rows(report: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from ftune.model import trainable_state
 from ftune.optim import optimizer_state
 from ftune.plan import Plan
 from ftune.prepare import output_dir_of, prepare
+from ftune.profile_view import meter_of, publish_profile
 from ftune.report import Report
 from ftune.session import Run
 from ftune.signals import StopFlag
@@ -47,6 +48,7 @@ def train(
     stop: StopFlag,
     overwrite: bool = False,
     on_operation: OnOperation | None = None,
+    profile_steps: int | None = None,
 ) -> Report:
     """Run the recipe to its end and return the report.
 
@@ -56,6 +58,7 @@ def train(
         stop: set by signals; polled in every phase.
         overwrite: delete what an earlier run left in the folder first.
         on_operation: fault injection for tests, see `Store`.
+        profile_steps: how many steps of this start the profiler looks at; None looks at none.
 
     Raises:
         FtuneError: whatever went wrong, with its exit code. `Interrupted` after saving.
@@ -71,6 +74,7 @@ def train(
     for note in (f"data: {prepared.dataset.story}", *prepared.dataset.notes):
         listener.note(note)
     run = open_run(loaded, prepared, folder, listener, stop, Store(folder, on_operation), overwrite)
+    run.meter = meter_of(run, profile_steps)
     if _goes_on(run):
         run.state.finished = None
         _train(run)
@@ -101,6 +105,7 @@ def _steps(run: Run) -> Iterator[StepResult]:
         draw=run.prepared.draw,
         first_step=run.state.step,
         interrupted=lambda: run.stop.set,
+        meter=run.meter,
     )
 
 
@@ -120,7 +125,7 @@ def _fit(run: Run) -> Iterator[StepResult]:
                 parameter.data.copy_(broadcast(parameter.data))
     seconds = time.perf_counter() - started
     loss = _score(run, train)["loss"]
-    yield StepResult(1, loss, 0.0, 0.0, len(rows), train.report.tokens, train.report.targets, seconds)
+    yield StepResult(1, loss, 0.0, 0.0, len(rows), train.report.tokens, train.report.targets, seconds, 0.0, None)
 
 
 def _train(run: Run) -> None:
@@ -133,15 +138,22 @@ def _train(run: Run) -> None:
     elif state.evaluated_step < state.step and _due(state.step, plan.eval_every, plan.steps):
         _after_step(run)  # the run was cut between this step and its evaluation
     steps = _steps(run)
-    while state.finished is None and not _interrupted_anywhere(run):
-        result = next(steps, None)
-        if result is None:
-            break
-        _count(state, result)
-        memory = peak_memory_bytes(plan.device)
-        run.log("step", memory_bytes=memory, **{k: v for k, v in asdict(result).items() if k != "step"})
-        run.listener.step(result, plan, memory)
-        _after_step(run)
+    with run.meter:
+        while state.finished is None and not _interrupted_anywhere(run):
+            result = next(steps, None)
+            if result is None:
+                break
+            _count(state, result)
+            memory = peak_memory_bytes(plan.device)
+            rates = {
+                "tokens_per_second": result.tokens / result.seconds,
+                "flops_per_second": result.flops / result.seconds,
+            }
+            run.log("step", memory_bytes=memory, **rates, **{k: v for k, v in asdict(result).items() if k != "step"})
+            run.listener.step(result, plan, memory)
+            _after_step(run)
+            if run.meter.after_step(result, last=state.finished is not None):
+                publish_profile(run, memory)
     if state.finished is None:
         _save_and_leave(run)
 
@@ -159,6 +171,7 @@ def _count(state: TrainState, result: StepResult) -> None:
     state.rows_seen += result.rows
     state.tokens_seen += result.tokens
     state.targets_seen += result.targets
+    state.flops += result.flops
     state.train_seconds += result.seconds
 
 
@@ -171,7 +184,8 @@ def _after_step(run: Run) -> None:
     plan, state = run.plan, run.state
     better = False
     if _due(state.step, plan.eval_every, plan.steps):
-        metrics = _evaluate(run, generate=_due(state.step, plan.generate_every, -1))
+        with run.meter.span("eval"):
+            metrics = _evaluate(run, generate=_due(state.step, plan.generate_every, -1))
         state.evaluated_step = state.step
         better = _note_best(state, metrics["loss"], plan)
         if plan.patience is not None and state.evaluations_without_gain >= plan.patience:
@@ -183,7 +197,8 @@ def _after_step(run: Run) -> None:
     asked, run.stop.save_asked = run.stop.save_asked, False
     asked = _anywhere(run, asked) > 0
     if better or asked or state.finished is not None or _due(state.step, plan.checkpoint_every, plan.steps):
-        _save(run)
+        with run.meter.span("save"):
+            _save(run)
 
 
 def _note_best(state: TrainState, loss: float, plan: Plan) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftune.listener import Listener
 from ftune.load import Loaded
+from ftune.meter import Meter
 from ftune.plan import Plan
 from ftune.prepare import Prepared
 from ftune.signals import StopFlag
@@ -41,6 +42,7 @@ class Run:
     state: TrainState
     saved: TrainState | None = None
     frozen_hash: str | None = None
+    meter: Meter = field(default_factory=Meter)
     started: float = field(default_factory=time.monotonic)
 
     @property

@@ -11,6 +11,7 @@ class TrainState(BaseModel):
     Args:
         step: optimizer updates done.
         rows_seen, tokens_seen, targets_seen: totals over the run, without pads.
+        flops: floating-point operations that the steps needed.
         train_seconds: time spent in steps, over all starts.
         best_loss, best_step: smallest loss on held-out rows so far and the step that had it; None without a best.
         watched_loss: for early stopping, what a later loss must beat by `min_delta`.
@@ -27,6 +28,7 @@ class TrainState(BaseModel):
     rows_seen: int = 0
     tokens_seen: int = 0
     targets_seen: int = 0
+    flops: float = 0.0
     train_seconds: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None

@@ -23,6 +23,7 @@ class Bench:
     def steps(self, first: int = 0) -> Any:
         """The loop."""
         from ftune.loop import train_steps
+        from ftune.meter import Meter
         from ftune.start import pad_id_of
 
         return train_steps(
@@ -37,6 +38,7 @@ class Bench:
             draw=self.prepared.draw,
             first_step=first,
             interrupted=lambda: False,
+            meter=Meter(),
         )
 
     def gradients(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ftune.flops import readable_flops
 from ftune.listener import Listener
 from ftune.loop import StepResult
 from ftune.plan import Plan
@@ -94,6 +95,9 @@ class Screen(Listener):
         """Move the bar; elsewhere print a line now and then."""
         self._hide_other()
         speed = f"{result.tokens / result.seconds:,.0f} tokens/s"
+        if result.flops:
+            speed += f"  {readable_flops(result.flops / result.seconds)}"
+            speed += "" if result.mfu is None else f" ({result.mfu:.0%} of peak)"
         detail = f"loss {result.loss:.4f}  {speed}  {memory_bytes / 2**20:,.0f} MiB"
         if self.live and self.training is not None:
             self.bar.update(self.training, completed=result.step, detail=detail)

@@ -43,12 +43,17 @@ def train_cli(
     devices: Annotated[
         int | None, typer.Option("--devices", min=1, help="Processes on this machine; overrides distributed.devices.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace of a few steps and a table of where their time went.")
+    ] = False,
+    profile_steps: Annotated[int, typer.Option("--profile-steps", min=1, help="Steps that --profile looks at.")] = 3,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     offline: Offline = False,
 ) -> None:
     """Train a recipe. The same command starts, resumes, or says that the run is already complete."""
+    from ftune.errors import Problem, RecipeError
     from ftune.load import load_recipe
 
     stop = begin(offline=offline, verbose=verbose)
@@ -56,6 +61,12 @@ def train_cli(
     overrides += [f"distributed.devices={devices}"] if devices is not None else []
     overrides += [f"output_dir={output_dir}"] if output_dir is not None else []
     loaded = load_recipe(recipe, overrides)
+    if profile:
+        if smoke:
+            message = "makes too few steps to profile. Leave out --smoke or --profile."
+            raise RecipeError([Problem("--smoke", message)])
+        for name in ("KINETO_LOG_LEVEL", "TORCH_CPP_LOG_LEVEL"):
+            os.environ.setdefault(name, "3")  # the profiler talks to itself on stderr
     if smoke:
         _smoke(loaded, stop, as_json=json, quiet=quiet)
         return
@@ -67,12 +78,16 @@ def train_cli(
         launch(processes, sys.argv[1:], cores=cores())
         return
     leads = os.environ.get("RANK", "0") == "0"
-    _train(loaded, stop, leads=leads, overwrite=overwrite, resume=resume, as_json=json, quiet=quiet or not leads)
+    _train(
+        loaded, stop, leads=leads, overwrite=overwrite, resume=resume, profile_steps=profile_steps if profile else None,
+        as_json=json, quiet=quiet or not leads,
+    )  # fmt: skip
 
 
 def _train(
-    loaded: Loaded, stop: StopFlag, *, leads: bool, overwrite: bool, resume: bool, as_json: bool, quiet: bool
-) -> None:
+    loaded: Loaded, stop: StopFlag, *, leads: bool, overwrite: bool, resume: bool, profile_steps: int | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     from contextlib import nullcontext
 
     from ftune import drift
@@ -96,7 +111,8 @@ def _train(
             for note in loaded.notes:
                 screen.note(f"note: {note}")
             report = train(
-                loaded, listener=screen, stop=stop, overwrite=overwrite, on_operation=_faults_of_tests()
+                loaded, listener=screen, stop=stop, overwrite=overwrite, on_operation=_faults_of_tests(),
+                profile_steps=profile_steps,
             )  # fmt: skip
     if leads and as_json:
         print_json(report)
