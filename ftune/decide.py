@@ -186,6 +186,7 @@ def _decide_checkpointing(recipe: Recipe, facts: Facts, source: Where, decide: D
 
 def _decide_optimizer(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:
     train, method = recipe.train, recipe.learner
+    _refuse_optimizer(train.optimizer, values["device"])
     decide("optimizer", train.optimizer, source("train.optimizer"))
     if train.learning_rate == "auto":
         evidence = f"auto: default of method {method.name} ({method.learning_rate_evidence})"
@@ -200,6 +201,24 @@ def _decide_optimizer(recipe: Recipe, facts: Facts, source: Where, decide: Decid
         decide("warmup_steps", min(int(train.warmup), values["steps"]), source("train.warmup"))
     decide("weight_decay", float(train.weight_decay), source("train.weight_decay"))
     decide("max_grad_norm", train.max_grad_norm, source("train.max_grad_norm"))
+
+
+def _refuse_optimizer(name: str, device: str) -> None:
+    """Check that the optimizer does on this device what its name says.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    works = {"paged_adamw_8bit": ("cuda",), "adamw_8bit": ("cuda", "cpu")}.get(name)
+    if works is None or device in works:
+        return
+    if device == "cpu":
+        message = (
+            "paged_adamw_8bit moves its state between a card and the machine, and there is no card. Use adamw_8bit."
+        )
+    else:
+        message = f"{name} works on {' and '.join(works)}, and this is a {device} device. Use adamw or adafactor."
+    raise RecipeError([Problem("train.optimizer", message)])
 
 
 def _decide_cadences(recipe: Recipe, facts: Facts, source: Where, decide: Decide, values: dict[str, Any]) -> None:

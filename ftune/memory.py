@@ -12,7 +12,11 @@ BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 SAVED_PER_LAYER = 30
 """Numbers that the backward pass needs per token, width and layer of a decoder with LoRA on all linear layers;
 Korthikanti et al. 2022 count 17 (eq. 2, without the attention matrix) for a plain one. See docs/results.md."""
-OPTIMIZER_STATES = {"adamw": 2.0, "adafactor": 0.05, "sgd": 1.0}
+_EIGHT_BIT = 2 * (1 / 4 + 1 / 256)
+"""Two codes of a byte, and a scale in fp32 for each block of 256 of them."""
+OPTIMIZER_STATES = {
+    "adamw": 2.0, "adafactor": 0.05, "sgd": 1.0, "adamw_8bit": _EIGHT_BIT, "paged_adamw_8bit": _EIGHT_BIT,
+}  # fmt: skip
 """fp32 numbers of optimizer state per trainable parameter."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ftune.errors import ArtifactError
 from ftune.methods import Method
 from ftune.plan import Plan
+from ftune.quantisation import bitsandbytes
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,21 @@ FACTOR = "learning_rate_factor"
 """Key of a parameter group: its learning rate as a multiple of the schedule's."""
 DECAY = "decoupled_weight_decay"
 """Key of a parameter group of `sgd`: what `weight_decay` is to the others."""
+
+
+EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
+"""Dettmers et al. 2022, https://arxiv.org/abs/2110.02861: block-wise 8-bit codes of both moments, by bitsandbytes."""
+
+
+def check_packages(optimizer: str) -> Any:
+    """The package of an optimizer that is not torch's or transformers', or None.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    if optimizer not in EIGHT_BIT:
+        return None
+    return bitsandbytes(f"train.optimizer {optimizer} needs", "choose adamw or adafactor")
 
 
 def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -32,6 +48,12 @@ def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch
         {"params": parameters, FACTOR: factor, "weight_decay": decay, "lr": plan.learning_rate * factor}
         for (factor, decay), parameters in groups.items()
     ]
+    if plan.optimizer in EIGHT_BIT:
+        kind = check_packages(plan.optimizer).optim
+        return cast(
+            "torch.optim.Optimizer",
+            (kind.PagedAdamW8bit if plan.optimizer.startswith("paged") else kind.AdamW8bit)(settings),
+        )
     if plan.optimizer == "adamw":
         return torch.optim.AdamW(settings, fused=plan.device != "mps")
     if plan.optimizer == "adafactor":
@@ -81,12 +103,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State as tensors `{parameter name}/{key}`, on the CPU; a plain number becomes a tensor without dimensions."""
+    """State as tensors `{parameter name}/{key}`, on the CPU; a plain number becomes a tensor without dimensions.
+
+    Of 8-bit states these are the codes, the scales of their blocks, and the map from codes to numbers, which the
+    optimizer shares between parameters and a file may not.
+    """
     import torch
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{names[id(parameter)]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{names[id(parameter)]}/{key}": (
+            value.to("cpu", copy=True) if key in _MAPS else torch.as_tensor(value).detach().cpu().contiguous()
+        )
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
         if value is not None
@@ -109,6 +137,9 @@ def load_optimizer_state(
     if found.keys() != parameters.keys():
         odd = sorted(found.keys() ^ parameters.keys())
         raise ArtifactError(f"the optimizer state does not fit the model: {odd[:3]} on one side only.")
+    if hasattr(optimizer, "init_state"):
+        _fill_eight_bit(optimizer, {parameters[name]: state for name, state in found.items()})
+        return
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
         for field, value in found[name].items():
@@ -118,6 +149,32 @@ def load_optimizer_state(
                 if value.ndim == 0 and not _fused_on_device(optimizer)
                 else value.to(parameter.device, copy=True)
             )
+
+
+_MAPS = ("qmap1", "qmap2")
+"""Keys of the 8-bit optimizers' maps from codes to numbers."""
+
+
+def _fill_eight_bit(optimizer: Any, found: dict[torch.nn.Parameter, dict[str, torch.Tensor]]) -> None:
+    """Let bitsandbytes make its state, paged where it is, and fill it.
+
+    Raises:
+        ArtifactError: a tensor is missing, unknown, or of another shape or type.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        for position, parameter in enumerate(group["params"]):
+            optimizer.init_state(group, parameter, number, position)
+            state, stored = optimizer.state[parameter], found[parameter]
+            tensors = {key: value for key, value in state.items() if key != "step"}
+            same = stored.keys() == state.keys() and all(
+                (stored[key].shape, stored[key].dtype) == (value.shape, value.dtype) for key, value in tensors.items()
+            )
+            if not same:
+                message = f"has {sorted(stored)} where {sorted(state)} were expected, or in other shapes"
+                raise ArtifactError(f"the optimizer state does not fit the model: one {message}.")
+            state["step"] = int(stored["step"])
+            for key, value in tensors.items():
+                value.copy_(stored[key])
 
 
 def _fused_on_device(optimizer: torch.optim.Optimizer) -> bool:

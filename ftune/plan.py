@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ftune.data.pack import Cut
 from ftune.facts import Device
 from ftune.memory import Dtype
-from ftune.recipe import Recipe
+from ftune.recipe import Optimizer, Recipe
 
 MACHINE_CHOICES = (
     "packing", "micro_batch_size", "micro_batch_tokens", "forward_overhead", "eval_batch_size", "precision",
@@ -58,7 +58,7 @@ class Plan(BaseModel):
     examples: int
     tokens_per_epoch: int
     targets_per_epoch: int
-    optimizer: Literal["adamw", "adafactor", "sgd"]
+    optimizer: Optimizer
     learning_rate: float
     schedule: Literal["cosine", "linear", "constant"]
     warmup_steps: int

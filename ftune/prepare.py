@@ -21,6 +21,7 @@ from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
 from ftune.model import auto_class, look_at_model, with_head
 from ftune.objectives import Head
+from ftune.optim import check_packages
 from ftune.plan import Plan
 from ftune.recipe import Recipe
 from ftune.start import Record, Start, start_of
@@ -79,6 +80,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(rows.dataset))
     plan = make_plan(recipe, facts, loaded.source)
+    check_packages(plan.optimizer)
     train = rows.dataset.train
     if train.mix is not None:
         train.report.notes += train.mix.unseen_notes(plan.seed, plan.steps, plan.batch_size)

@@ -64,7 +64,8 @@ class Profiler(Meter):
         self.first = min(SKIPPED, max(0, left - self.warm_up - steps)) + self.warm_up
         self.last = self.first + max(1, min(steps, left - self.first))
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-        plan = schedule(wait=self.first - self.warm_up, warmup=self.warm_up, active=self.last - self.first, repeat=1)
+        wait, active = self.first - self.warm_up, self.last - self.first
+        plan = schedule(wait=wait, warmup=self.warm_up, active=active, repeat=1) if self.first else None
         self.profile = profile(activities=activities, schedule=plan, profile_memory=True, acc_events=True)
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.results: list[StepResult] = []

@@ -78,8 +78,12 @@ class Quantisation:
         return {"quantization_config": config, "device_map": {"": "cpu"}, "dtype": "auto"}
 
 
-def bitsandbytes() -> Any:
+def bitsandbytes(what: str = "quantised weights need", instead: str = "train with method: lora") -> Any:
     """The package, imported without its warning of a CPU kernel that is not there and not used.
+
+    Args:
+        what: needs it, for the message.
+        instead: what works without it.
 
     Raises:
         MachineError: it is not installed.
@@ -91,8 +95,8 @@ def bitsandbytes() -> Any:
         import bitsandbytes as package
     except ImportError as error:
         raise MachineError(
-            "quantised weights need the package bitsandbytes, which is not installed. "
-            "Install it with `pip install bitsandbytes`, or train with method: lora."
+            f"{what} the package bitsandbytes, which is not installed. "
+            f"Install it with `pip install bitsandbytes`, or {instead}."
         ) from error
     finally:
         logger.setLevel(level)

@@ -197,6 +197,9 @@ class EarlyStopping(Section):
     """Smallest fall of the watched loss that counts as improvement; nats per token, >= 0."""
 
 
+Optimizer = Literal["adamw", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit"]
+
+
 class Train(Section):
     """How long, how fast, in what precision."""
 
@@ -211,8 +214,10 @@ class Train(Section):
     shapes, and cuts the rows of a step so that little is padded."""
     learning_rate: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Peak learning rate, >= 0; `auto` is the method's default."""
-    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """`adamw` (betas 0.9, 0.999), `adafactor` (factored second moment, little memory) or `sgd` (momentum 0.9)."""
+    optimizer: Optimizer = "adamw"
+    """`adamw` (betas 0.9, 0.999), `adafactor` (factored second moment, little memory), `sgd` (momentum 0.9), or
+    `adamw_8bit` and `paged_adamw_8bit` of bitsandbytes: state of 4096 numbers or more in 8 bits, and, when paged (CUDA
+    only), in memory that moves off the card when it is short."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up: to zero along a cosine or a line, or constant."""
     warmup: Annotated[int, Field(ge=0)] | Share = "3%"

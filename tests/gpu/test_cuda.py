@@ -79,3 +79,28 @@ def test_rows_end_to_end_equal_rows_alone(family: str) -> None:
         arguments = packed_arguments(lengths, model.device)
         packed = model.bfloat16()(input_ids=torch.cat(rows)[None], position_ids=positions, **arguments).logits[0]
     assert float((packed.float() - alone).abs().max()) <= 0.05 * float(alone.abs().max())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+def test_8_bit_optimizers_go_on_bit_for_bit(recipe: Path, optimizer: str) -> None:
+    """A run of 20 steps, and one that ends after 10 and is extended; the state keeps its pages."""
+    pytest.importorskip("bitsandbytes")
+    from safetensors.torch import load_file
+
+    settings = ["--set", f"train.optimizer={optimizer}", "--set", "train.schedule=constant", "--set", "train.warmup=0"]
+    train(recipe, *settings, "--output-dir", "whole")
+    train(recipe, *settings, "--set", "train.duration=10 steps", "--output-dir", "cut")
+    train(recipe, *settings, "--output-dir", "cut")
+    for name in ("weights", "optimizer"):
+        a, b = (load_file(Path(run, "checkpoints", "step_000020", f"{name}.safetensors")) for run in ("whole", "cut"))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_share_of_the_peak_is_told_in_bf16(recipe: Path) -> None:
+    from ftune.device import device_name
+    from ftune.flops import peak_flops
+
+    report = train(recipe, "--set", "train.precision=bf16", "--profile", "--output-dir", "profiled")
+    assert (report["mfu"] is None) == (peak_flops(device_name("cuda"), "bf16") is None)
+    table = json.loads(Path("profiled", "profile", "table.json").read_text())
+    assert table["device"] == "cuda" and sum(operator["seconds"] for operator in table["operators"]) > 0

@@ -97,10 +97,10 @@ def test_a_run_that_is_cut_while_it_is_profiled_goes_on_as_ever(tmp_path: Path, 
 
 
 def test_early_stopping_ends_a_profile(tmp_path: Path) -> None:
-    section = {"duration": "9 steps", "learning_rate": 0.0, "early_stopping": {"patience": 1}}
-    train(lora(tmp_path, train=section, eval={"every": 4}), profile_steps=5)
+    section = {"duration": "20 steps", "learning_rate": 0.0, "early_stopping": {"patience": 1}}
+    train(lora(tmp_path, train=section, eval={"every": 4}), profile_steps=9)
     table = json.loads((tmp_path / "run" / "profile" / "table.json").read_text())
-    assert (table["first_step"], table["last_step"]) == (4, 4)
+    assert (table["first_step"], table["last_step"]) == (4, 8), "the second evaluation is no better"
 
 
 def test_operations_and_speed_are_in_the_log_and_the_report(plain: Path) -> None:
@@ -151,4 +151,4 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "profile of steps 4 to 4" in done.stderr
     assert (tmp_path / "run" / "profile" / "trace.json.gz").is_file()
     refused = CliRunner().invoke(app, ["train", path, "--profile", "--smoke"])
-    assert refused.exit_code == 2 and "--smoke makes too few steps" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 2 and "makes too few steps to profile" in " ".join(refused.stderr.split())
