@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ftune.data.cache import Cache
+from ftune.data.columns import chunks
 from ftune.data.encode import BAD_ROW, Example
 from ftune.data.encoder import Encoder, TokenMaker
 from ftune.data.order import Mix
@@ -176,9 +177,7 @@ def _mixed(examples: Examples, blocks: Sequence[Source], report: Report) -> Mix 
         return None
     mix = Mix(examples.source, tuple(block.path for block in blocks), tuple(block.weight for block in blocks))
     report.notes += mix.notes()
-    report.tokens, report.targets = (
-        mix.expected(counts.tolist()) for counts in (examples.num_tokens, examples.num_targets)
-    )
+    report.tokens, report.targets = (mix.expected(counts) for counts in (examples.num_tokens, examples.num_targets))
     return mix
 
 
@@ -186,5 +185,8 @@ def _identity(examples: Examples, mix: Mix | None) -> str:
     """Equal when, and only when, training would see the same."""
     if mix is None:
         return examples.fingerprint
-    weights = repr((examples.fingerprint, mix.weights, mix.source.tolist()))
-    return hashlib.sha256(weights.encode()).hexdigest()
+    digest = hashlib.sha256(f"({examples.fingerprint!r}, {mix.weights!r}, [".encode())
+    for number, piece in enumerate(chunks(mix.source)):
+        digest.update(f"{', ' if number else ''}{', '.join(map(str, piece.tolist()))}".encode())
+    digest.update(b"])")
+    return digest.hexdigest()

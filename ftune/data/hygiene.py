@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ftune.data.cache import Cache, code_version, facts_of, key_of
+from ftune.data.columns import among, where
 from ftune.data.leakage import Leaks, find_leaks, threshold_of
 from ftune.data.split import duplicates, held_out, subset
 from ftune.data.strata import strata_of
@@ -81,8 +82,8 @@ def _leaks(
         return find_leaks(among, held, near=near, rows=rows, tick=tick)
 
     if threshold_of(near, rows) is None or not any(held.values()):
-        others = np.concatenate([some.numbers("content") for some in held.values()])
-        candidates = np.flatnonzero(np.isin(train.numbers("content"), others))
+        others = np.unique(np.concatenate([some.numbers("content") for some in held.values()]))
+        candidates = where(among(piece, others) for piece in train.pieces("content"))
         found = search(train.where(candidates))
         return replace(found, train=candidates[found.train])
 

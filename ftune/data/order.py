@@ -83,7 +83,7 @@ class Mix:
         seen[epoch_order(self, seed, epochs)[: rest * batch_size]] = True
         return tuple(int((~seen[members]).sum()) for members in self.members)
 
-    def expected(self, counts: Sequence[int]) -> int:
+    def expected(self, counts: np.ndarray) -> int:
         """What an epoch has on average of something that each example has so much of."""
         of_source = np.bincount(self.source, counts, len(self.names))
         sizes = np.maximum(1, np.bincount(self.source, minlength=len(self.names)))
@@ -121,17 +121,18 @@ def first_epoch(examples: Sequence[Example], mix: Mix | None, seed: int) -> Sequ
 
 @lru_cache(maxsize=2)
 def epoch_order(of: Mix | int, seed: int, epoch: int) -> np.ndarray:
-    """The examples of an epoch in the order in which they are seen.
+    """The examples of an epoch in the order in which they are seen; uint32 where that holds them, as two are kept.
 
     Args:
         of: the mix of the sources, or how many examples there are where each is seen once an epoch.
         seed: of the run.
         epoch: from 0.
     """
-    if isinstance(of, int):
-        return permutation(seed, epoch, of)
-    order: np.ndarray = of.drawn(seed, epoch)[permutation(seed, epoch, sum(of.per_epoch))]
-    return order
+    size = of if isinstance(of, int) else sum(of.per_epoch)
+    order = permutation(seed, epoch, size)
+    if not isinstance(of, int):
+        order = of.drawn(seed, epoch)[order]
+    return order.astype(np.uint32) if size < 1 << 32 else order
 
 
 @dataclass(frozen=True)

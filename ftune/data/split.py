@@ -8,11 +8,12 @@ R rows, G groups.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from ftune.data.columns import among, chunks, joined
 from ftune.data.read import Row, short
 from ftune.data.shape import Sample, without_nan
 from ftune.data.strata import nearest_strata
@@ -66,8 +67,23 @@ def duplicates(content: np.ndarray) -> np.ndarray:
         content: digests of what the rows say, uint64[R].
     """
     later = np.ones(len(content), dtype=bool)
-    later[np.unique(content, return_index=True)[1]] = False
+    for rows in _shares(content):
+        later[rows[np.unique(content[rows], return_index=True)[1]]] = False
     return later
+
+
+def _shares(digests: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows in shares of 200,000 or so, each with all the rows of its digests: so little is sorted at a time.
+
+    Digests of a share are above those of the shares before, and its rows are ascending.
+    """
+    bits = (len(digests) >> 18).bit_length()
+    if not bits:
+        yield np.arange(len(digests))
+        return
+    top = np.concatenate([(piece >> np.uint64(64 - bits)).astype(np.uint16) for piece in chunks(digests)])
+    for share in range(1 << bits):
+        yield np.flatnonzero(top == share)
 
 
 def subset(place: np.ndarray, max_rows: int | None, seed: int) -> np.ndarray:
@@ -99,7 +115,7 @@ def held_out(group: np.ndarray, share: float, seed: int, strata: np.ndarray | No
     Raises:
         DataError: there is too little to split.
     """
-    members, group_of_row, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    members, sizes = _counted(group)
     if len(members) < 2:
         raise DataError(
             f"cannot hold out a share of {len(group)} rows that are one group: rows with the same first question, or "
@@ -107,12 +123,21 @@ def held_out(group: np.ndarray, share: float, seed: int, strata: np.ndarray | No
         )
     if share >= 1:
         raise DataError(f"holding out {share:.0%} leaves no row to train on. Lower data.eval.")
-    order, wanted = np.argsort(_drawn(members, seed), kind="stable"), share * len(group)
+    keys = joined((_drawn(piece, seed) for piece in chunks(members)), len(members))
+    order, wanted = np.argsort(keys, kind="stable"), share * len(group)
+    del keys
     if strata is None:
-        held = _nearest(sizes, order, wanted)
-    else:
-        held = nearest_strata(group_of_row, sizes, order, share, strata)
-    return held[group_of_row]
+        chosen = members[_nearest(sizes, order, wanted)]
+        return np.concatenate([among(piece, chosen) for piece in chunks(group)])
+    group_of_row = np.searchsorted(members, group)
+    return nearest_strata(group_of_row, sizes, order, share, strata)[group_of_row]
+
+
+def _counted(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every group once, uint64[G], ascending, and how many rows it has, int32[G]."""
+    parts = [np.unique(group[rows], return_counts=True) for rows in _shares(group)]
+    sizes = np.concatenate([counts.astype(np.int32) for _, counts in parts])
+    return np.concatenate([members for members, _ in parts]), sizes
 
 
 def _nearest(sizes: np.ndarray, order: np.ndarray, wanted: float) -> np.ndarray:
@@ -128,11 +153,9 @@ def _nearest(sizes: np.ndarray, order: np.ndarray, wanted: float) -> np.ndarray:
         if sizes[one] < 2 * missing:
             held[one] = True
             missing -= sizes[one]
-    by_size = order[np.argsort(sizes[order], kind="stable")]
-    if not held.any():
-        held[by_size[0]] = True
-    if held.all():
-        held[by_size[0]] = False
+    if not held.any() or held.all():
+        least = order[sizes[order].argmin()]
+        held[least] = not held[least]
     return held
 
 

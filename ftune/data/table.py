@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from ftune.data.cache import Entry, facts_of
-from ftune.data.columns import ColumnsWriter, open_columns
+from ftune.data.columns import Columns, ColumnsWriter, chunks, joined, numbered
 from ftune.data.labelled import label_names
 from ftune.data.line import from_json, to_json
 from ftune.data.read import Row
@@ -152,7 +152,7 @@ class SampleTable(Sequence[Sample]):
         self._keeper = entry.keeper
         self.facts = facts_of(entry.folder)
         self.files = tuple(named[file] if isinstance(file, int) else str(file) for file in self.facts["files"])
-        self.columns = open_columns(entry.folder)
+        self.columns = Columns(entry.folder)
         self._starts = np.array(self.facts["starts"])
         self._reader = pyarrow.ipc.open_file(pyarrow.OSFile(str(entry.folder / _FILE)))
         self._batch: tuple[int, list[bytes]] = (-1, [])
@@ -167,7 +167,7 @@ class SampleTable(Sequence[Sample]):
     def __getitem__(self, place: int | slice) -> Sample | Rows:
         """One row, or a view of some."""
         if isinstance(place, slice):
-            return Rows((self,), np.arange(len(self))[place])
+            return Rows((self,), numbered(len(self))[place])
         place = range(len(self))[place]
         number = int(np.searchsorted(self._starts, place, side="right")) - 1
         if self._batch[0] != number:
@@ -177,14 +177,19 @@ class SampleTable(Sequence[Sample]):
 
     def place(self, place: int) -> tuple[str, int]:
         """File and number of a row, as errors name them."""
-        return self.files[self.columns["file"][place]], int(self.columns["number"][place])
+        return self.files[self.columns.one("file", place)], self.columns.one("number", place)
 
-    @functools.cached_property
-    def drawn(self) -> np.ndarray:
-        """Digest of each row's file name and number, uint64[R]: moving a project does not change it."""
+    def take(self, name: str, places: np.ndarray) -> np.ndarray:
+        """A number of some rows: content, group, answered; or drawn.
+
+        That is a digest of a row's file name and number, uint64: moving a project does not change it.
+        """
+        if name != "drawn":
+            return self.columns.take(name, places)
         names = np.array([digest(Path(file).name) for file in self.files] or [0], dtype=np.uint64)
-        spread = self.columns["number"].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd, so nothing collides
-        return np.asarray(names[self.columns["file"]] + spread)
+        odd = np.uint64(0x9E3779B97F4A7C15)  # so nothing collides
+        spread = self.columns.take("number", places).astype(np.uint64) * odd
+        return np.asarray(names[self.columns.take("file", places)] + spread)
 
     @property
     def problems(self) -> list[RowProblem]:
@@ -198,7 +203,7 @@ class Rows(Sequence[Sample]):
 
     Args:
         tables: one for each source.
-        chosen: numbers of the rows, counted through all tables, int64[R].
+        chosen: numbers of the rows, counted through all tables, int32 or int64 [R], ascending.
     """
 
     tables: tuple[SampleTable, ...]
@@ -207,7 +212,7 @@ class Rows(Sequence[Sample]):
     @classmethod
     def all(cls, tables: Sequence[SampleTable]) -> Rows:
         """Every row of some tables."""
-        return cls(tuple(tables), np.arange(sum(map(len, tables))))
+        return cls(tuple(tables), numbered(sum(map(len, tables))))
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -243,7 +248,7 @@ class Rows(Sequence[Sample]):
         """Rows of each table, as it counts them."""
         bounds = np.searchsorted(self.chosen, self.starts)
         pairs = zip(bounds[:-1], bounds[1:], self.starts[:-1], strict=True)
-        return [self.chosen[low:high] - start for low, high, start in pairs]
+        return [self.chosen[low:high] - int(start) for low, high, start in pairs]
 
     def place(self, place: int) -> str:
         """`file:row`."""
@@ -253,40 +258,51 @@ class Rows(Sequence[Sample]):
 
     def numbers(self, name: str) -> np.ndarray:
         """A number of each row: content, group, drawn or answered."""
-        each = [table.drawn if name == "drawn" else table.columns[name] for table in self.tables]
-        return np.concatenate(each)[self.chosen] if each else np.zeros(0, np.uint64)
+        return joined(self.pieces(name), len(self))
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """The same in pieces, of which one is in memory."""
+        for table, rows in zip(self.tables, self.parts(), strict=True):
+            for some in chunks(rows):
+                yield table.take(name, some)
 
     @property
     def identity(self) -> str:
         """SHA-256 over what these rows say and where they are, in order."""
         digest = hashlib.sha256(json.dumps([table.files for table in self.tables]).encode())
         for name in ("content", "drawn"):
-            digest.update(self.numbers(name).tobytes())
+            for piece in self.pieces(name):
+                digest.update(piece.tobytes())
         return digest.hexdigest()
 
     def label_pairs(self, names: Sequence[str]) -> np.ndarray:
         """(row, position in `names`) of every label of every row, int64[P, 2]; -1 for other labels."""
+        return np.concatenate([np.zeros((0, 2), np.int64), *self._label_pieces(names)])
+
+    def _label_pieces(self, names: Sequence[str]) -> Iterator[np.ndarray]:
         known = {name: number for number, name in enumerate(names)}
-        found = [np.zeros((0, 2), np.int64)]
         first = 0
         for table, rows in zip(self.tables, self.parts(), strict=True):
-            ends = table.columns["label_end"]
-            counts = np.diff(ends, prepend=0)[rows]
-            offsets = np.repeat(ends[rows] - np.cumsum(counts), counts) + np.arange(counts.sum())
             ours = np.array([known.get(name, -1) for name in table.facts["labels"]] or [-1])
-            owners = np.repeat(np.arange(first, first + len(rows)), counts)
-            found.append(np.stack([owners, ours[table.columns["label"][offsets]]], axis=1))
-            first += len(rows)
-        return np.concatenate(found)
+            for some in chunks(rows) if table.facts["labels"] else ():
+                ends = table.columns.take("label_end", some)
+                counts = ends - table.columns.before("label_end", some)
+                offsets = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+                owners = np.repeat(np.arange(first, first + len(some)), counts)
+                yield np.stack([owners, ours[table.columns.take("label", offsets)]], axis=1)
+                first += len(some)
+            first += 0 if table.facts["labels"] else len(rows)
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Every label of these rows, in the order of a model's outputs."""
         every = label_names([name for table in self.tables for name in table.facts["labels"]])
-        present = set(np.unique(self.label_pairs(every)[:, 1]).tolist())
-        return label_names(name for number, name in enumerate(every) if number in present)
+        counts = self.label_counts(every)
+        return label_names(name for name in every if counts[name])
 
     def label_counts(self, names: Sequence[str]) -> dict[str, int]:
         """How many rows have each label."""
-        numbers = self.label_pairs(names)[:, 1]
-        return dict(zip(names, np.bincount(numbers[numbers >= 0], minlength=len(names)).tolist(), strict=True))
+        counts = np.zeros(len(names) + 1, np.int64)
+        for piece in self._label_pieces(names):
+            counts += np.bincount(piece[:, 1] + 1, minlength=len(counts))
+        return dict(zip(names, counts[1:].tolist(), strict=True))

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from ftune.data.columns import chunks, where
 from ftune.data.encode import BAD_ROW, TOO_LONG
 from ftune.data.table import Rows
 from ftune.data.tokens import Examples, TokenFile
@@ -48,9 +49,9 @@ class Report:
 
     def count(self, examples: Examples) -> None:
         """Note how much there is to train on."""
+        self.targets = int(examples.num_targets.sum())
         tokens = examples.num_tokens
         self.tokens, self.longest = int(tokens.sum()), int(tokens.max(initial=0))
-        self.targets = int(examples.num_targets.sum())
 
     def leave_out(self, reason: str, rows: int) -> None:
         """Count rows that were left out before anything was encoded."""
@@ -82,13 +83,14 @@ class Outcome:
     def of(cls, rows: Rows, files: Sequence[TokenFile]) -> Outcome:
         """Find the rows of a split among those that were encoded."""
         pairs = zip(files, rows.parts(), strict=True)
-        return cls(rows, tuple(files), tuple(np.isin(file.columns["row"], part) for file, part in pairs))
+        return cls(rows, tuple(files), tuple(file.columns.among("row", part) for file, part in pairs))
 
     @property
     def examples(self) -> Examples:
         """Examples of these rows."""
-        chosen = [mask[file.columns["of"]] for file, mask in zip(self.files, self.masks, strict=True)]
-        return Examples(self.files, np.flatnonzero(np.concatenate(chosen)))
+        pairs = zip(self.files, self.masks, strict=True)
+        chosen = [mask[of] for file, mask in pairs for of in chunks(file.columns["of"])]
+        return Examples(self.files, where(chosen))
 
     def refused(self, reasons: Sequence[str]) -> tuple[list[RowProblem], int]:
         """Problems of the first rows that were refused for one of `reasons`, and how many there are."""
@@ -107,7 +109,7 @@ class Outcome:
         report = Report(rows=len(self.rows), windows=len(examples))
         report.count(examples)
         names, reasons = self._named("reason")
-        counts = np.bincount(reasons, minlength=len(names))
+        counts = _counted(reasons, len(names))
         report.dropped = {name: int(counts[number]) for number, name in enumerate(names) if name and counts[number]}
         shown = [np.flatnonzero(reasons == number)[: DataError.SHOWN] for number, name in enumerate(names) if name]
         for at in sorted(int(at) for some in shown for at in some):
@@ -124,15 +126,15 @@ class Outcome:
         if lost := int(self._each("lost").sum()):
             report.notes.append(f"{lost} words have no token of their own (cut off, or unknown to the tokenizer).")
         notes, numbers = self._named("note")
-        said = np.bincount(numbers, minlength=len(notes))
+        said = _counted(numbers, len(notes))
         report.notes += [f"{said[number]} rows: {note}." for number, note in enumerate(notes) if note and said[number]]
         return report
 
     def _named(self, what: Literal["reason", "note"]) -> tuple[list[str], np.ndarray]:
-        """Every reason or note, and the number of each row's; a row without one has the empty one."""
+        """Every reason or note, and the number of each row's, int16 [R]; a row without one has the empty one."""
         names = list(dict.fromkeys(name for file in self.files for name in file.facts[f"{what}s"]))
         each = [
-            np.array([names.index(name) for name in file.facts[f"{what}s"]])[file.columns[what][mask]]
+            np.array([names.index(name) for name in file.facts[f"{what}s"]], np.int16)[file.columns[what][mask]]
             for file, mask in zip(self.files, self.masks, strict=True)
         ]
         return names, np.concatenate(each)
@@ -140,6 +142,11 @@ class Outcome:
     def _each(self, name: str) -> np.ndarray:
         """A number of each row."""
         return np.concatenate([file.columns[name][mask] for file, mask in zip(self.files, self.masks, strict=True)])
+
+
+def _counted(numbers: np.ndarray, size: int) -> np.ndarray:
+    """How often each number below `size` occurs, int64 [size]."""
+    return sum((np.bincount(piece, minlength=size) for piece in chunks(numbers)), np.zeros(size, np.int64))
 
 
 def refuse(outcomes: Sequence[Outcome], *, skip_bad_rows: bool) -> None:

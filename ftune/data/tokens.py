@@ -1,4 +1,4 @@
-"""Encoded examples on disk: flat arrays that are mapped into memory, and what became of every row.
+"""Encoded examples on disk: flat arrays that are read where they are needed, and what became of every row.
 
 E examples, R encoded rows, T tokens of all examples.
 """
@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from ftune.data.cache import Entry, facts_of
-from ftune.data.columns import ColumnsWriter, open_columns
+from ftune.data.columns import Columns, ColumnsWriter, chunks, joined, numbered
 from ftune.data.encode import Encoded, Example
 from ftune.data.table import KEPT_PROBLEMS, SampleTable
 from ftune.errors import RowProblem
@@ -102,11 +102,11 @@ class TokenFile(Sequence[Example]):
         self._keeper = entry.keeper
         self.facts = facts_of(entry.folder)
         self.table = table
-        self.columns = open_columns(entry.folder)
+        self.columns = Columns(entry.folder)
         self.has_answers, self.has_labels = "answer" in self.columns, "labels" in self.columns
 
     def __len__(self) -> int:
-        return len(self.columns["of"])
+        return self.columns.size("of")
 
     @overload
     def __getitem__(self, number: int) -> Example: ...
@@ -115,13 +115,13 @@ class TokenFile(Sequence[Example]):
     def __getitem__(self, number: int | slice) -> Example | Examples:
         """One example, or a view of some."""
         if isinstance(number, slice):
-            return Examples((self,), np.arange(len(self))[number])
+            return Examples((self,), numbered(len(self))[number])
         number = range(len(self))[number]
-        file, line = self.table.place(int(self.row[number]))
+        file, line = self.table.place(self.columns.one("row", self.columns.one("of", number)))
         return Example(
             ids=self._part("ids", "end", number),
             is_target=self._part("is_target", "target_end", number).view(bool),
-            num_bytes=int(self.columns["num_bytes"][number]),
+            num_bytes=self.columns.one("num_bytes", number),
             file=file,
             number=line,
             answer=self._part("answer", "answer_end", number) if self.has_answers else None,
@@ -129,29 +129,23 @@ class TokenFile(Sequence[Example]):
         )
 
     def _part(self, name: str, end: str, number: int) -> np.ndarray:
-        start = int(self.columns[end][number - 1]) if number else 0
-        return np.array(self.columns[name][start : self.columns[end][number]])  # a copy, which may be written to
+        start, stop = self.columns.part(end, number - 1, number + 1) if number else (0, self.columns.one(end, 0))
+        return self.columns.part(name, int(start), int(stop))
 
-    @functools.cached_property
-    def row(self) -> np.ndarray:
-        """Row of each example in its table, int64 [E]."""
-        return np.asarray(self.columns["row"][self.columns["of"]])
+    def num_tokens(self, numbers: np.ndarray) -> np.ndarray:
+        """Tokens of each of some examples that a model reads, int64."""
+        ends = ("end", "answer_end") if self.has_answers else ("end",)
+        return np.asarray(sum(self.columns.take(end, numbers) - self.columns.before(end, numbers) for end in ends))
 
-    @functools.cached_property
-    def num_tokens(self) -> np.ndarray:
-        """Tokens of each example that a model reads, int64 [E]."""
-        sizes = np.diff(self.columns["end"], prepend=0)
-        return sizes + np.diff(self.columns["answer_end"], prepend=0) if self.has_answers else sizes
-
-    @property
-    def digests(self) -> np.ndarray:
-        """16 bytes for all that training sees of each example, uint64 [E, 2]."""
-        return self.columns["digest"].reshape(-1, 2)
+    def digests(self, numbers: np.ndarray) -> np.ndarray:
+        """16 bytes for all that training sees of each of some examples, uint64 [., 2]."""
+        places = np.stack([2 * numbers.astype(np.int64), 2 * numbers.astype(np.int64) + 1], axis=1)
+        return self.columns.take("digest", places)
 
     def problems(self, chosen: np.ndarray) -> list[RowProblem]:
         """What is wrong with the first of the encoded rows for which `chosen`, bool [R], is true."""
         found = [
-            (self.table.place(int(self.columns["row"][at])), what) for at, what in self.facts["problems"] if chosen[at]
+            (self.table.place(self.columns.one("row", at)), what) for at, what in self.facts["problems"] if chosen[at]
         ]
         return [RowProblem(file, line, what) for (file, line), what in found]
 
@@ -162,7 +156,7 @@ class Examples(Sequence[Example]):
 
     Args:
         files: one for each source.
-        chosen: numbers of the examples, counted through all files, int64 [E].
+        chosen: numbers of the examples, counted through all files, int32 or int64 [E], ascending.
     """
 
     files: tuple[TokenFile, ...]
@@ -193,34 +187,35 @@ class Examples(Sequence[Example]):
 
     @property
     def source(self) -> np.ndarray:
-        """Number of each example's file, int64 [E]."""
-        return np.searchsorted(self.starts, self.chosen, side="right") - 1
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Row of each example, counted through all tables as `Rows` does, int64 [E]."""
-        firsts = np.cumsum([0, *(len(file.table) for file in self.files)])
-        return self._each([file.row + first for file, first in zip(self.files, firsts, strict=False)])
+        """Number of each example's file, int32 [E]."""
+        return np.repeat(np.arange(len(self.files), dtype=np.int32), [len(part) for part in self._parts()])
 
     @property
     def num_tokens(self) -> np.ndarray:
         """Tokens of each example, int64 [E]."""
-        return self._each([file.num_tokens for file in self.files])
+        return joined((file.num_tokens(some) for file, some in self._pieces()), len(self))
 
     @property
     def num_targets(self) -> np.ndarray:
         """Targets of each example, int64 [E]."""
-        return self._each([file.columns["num_targets"] for file in self.files])
+        return joined((file.columns.take("num_targets", some) for file, some in self._pieces()), len(self))
 
-    @property
-    def drawn(self) -> np.ndarray:
-        """Digest of the place of each example's row, uint64 [E]."""
-        return self._each([file.table.drawn[file.row] for file in self.files])
-
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all examples in order: equal when, and only when, training would see the same."""
-        return hashlib.sha256(self._each([file.digests for file in self.files]).tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for file, some in self._pieces():
+            digest.update(file.digests(some).tobytes())
+        return digest.hexdigest()
 
-    def _each(self, values: list[np.ndarray]) -> np.ndarray:
-        return np.asarray(np.concatenate(values)[self.chosen])
+    def _parts(self) -> list[np.ndarray]:
+        """Examples of each file, as it counts them."""
+        bounds = np.searchsorted(self.chosen, self.starts)
+        pairs = zip(bounds[:-1], bounds[1:], self.starts[:-1], strict=True)
+        return [self.chosen[low:high] - int(start) for low, high, start in pairs]
+
+    def _pieces(self) -> Iterator[tuple[TokenFile, np.ndarray]]:
+        """Some examples of a file at a time, in order."""
+        for file, part in zip(self.files, self._parts(), strict=True):
+            for some in chunks(part):
+                yield file, some

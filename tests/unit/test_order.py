@@ -295,7 +295,7 @@ def test_the_policy_is_told() -> None:
         "weights: an epoch sees 30 examples: 10 of 40 from 0.jsonl (weight 0.25), 20 of 10 from 1.jsonl (weight 2). "
         "Each example of a source comes once before any comes again; the next epoch goes on where the last one stopped."
     ]
-    assert mix((4, 0.5), (2, 2)).expected([1, 2, 3, 4, 10, 20]) == 65
+    assert mix((4, 0.5), (2, 2)).expected(np.array([1, 2, 3, 4, 10, 20])) == 65
 
 
 def test_methods_that_fit_at_once_get_the_first_epoch() -> None:

@@ -16,7 +16,7 @@ from tiny_tokenizers import byte_tokenizer
 from written import folders_left, outcome_of, table_of
 
 from ftune.data.chat import Turn
-from ftune.data.columns import ColumnsWriter, open_columns
+from ftune.data.columns import Columns, ColumnsWriter
 from ftune.data.encode import encode_rows
 from ftune.data.line import from_json, to_json
 from ftune.data.read import Row
@@ -130,7 +130,7 @@ def test_columns(tmp_path: Path) -> None:
         columns.add("a", [1, 2])
         columns.add("a", np.array([3]))
         columns.add("later", np.array([0.5], dtype=np.float32))
-    found = open_columns(tmp_path)
+    found = Columns(tmp_path)
     assert {name: (values.dtype.str, values.tolist()) for name, values in found.items()} == {
         "a": ("<i4", [1, 2, 3]), "empty": ("<u8", []), "later": ("<f4", [0.5]),
     }  # fmt: skip
