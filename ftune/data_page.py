@@ -95,7 +95,7 @@ def _counts(data: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _view(view: View, *, tokens: bool) -> Iterable[str]:
-    part = f", window {view.window} of {view.windows}" if view.windows > 1 else ""
+    part = f", {view.part}" if view.part else ""
     times = f", {view.times:g} times an epoch" if view.times != 1 else ""
     yield f"<h3>{_safe(f'{view.file}:{view.row}{part}{times}')}</h3>"
     if view.dropped is not None:

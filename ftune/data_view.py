@@ -80,7 +80,7 @@ def look_at_rows(loaded: Loaded, request: Request, tick: Tick) -> Seen:
     looker = _Looker(loaded, rows, request.split, known[request.split])
     views = looker.views(_chosen(looker.split, request, loaded.recipe.seed), request.rows)
     if request.number is not None and not views and request.rows:
-        views = [looker.left_out(_wanted(known, request))]
+        views = looker.left_out(_wanted(known, request))[: request.rows]
     return Seen(rows, views)
 
 
@@ -143,7 +143,9 @@ class _Looker:
     def views(self, chosen: Iterator[int], at_most: int) -> list[View]:
         """The first of the chosen examples."""
         found = {i: self.split.examples[i] for i in itertools.islice(chosen, at_most)}
-        samples = self._samples({(example.file, example.number) for example in found.values()})
+        answered = bool(self.split.samples.numbers("answered").any())
+        parted = answered and any(self._window(i, example)[1] > 1 for i, example in found.items())
+        samples = self._samples({(example.file, example.number) for example in found.values()}, parted=parted)
         return [self._view(i, example, samples.get((example.file, example.number))) for i, example in found.items()]
 
     def _window(self, i: int, example: Example) -> tuple[int, int]:
@@ -158,9 +160,9 @@ class _Looker:
             self.group = range(first, end)
         return i - self.group.start + 1, len(self.group)
 
-    def _samples(self, places: set[Place]) -> dict[Place, Sample]:
-        """The rows of some examples, where the examples do not say enough."""
-        if not (self.split.report.truncated or self.lens.encoding == "token_labels"):
+    def _samples(self, places: set[Place], *, parted: bool) -> dict[Place, Sample]:
+        """The rows of some examples, of which some are `parted`, where the examples do not say enough."""
+        if not (parted or self.split.report.truncated or self.lens.encoding == "token_labels"):
             return {}
         found: dict[Place, Sample] = {}
         for sample in self.split.samples:
@@ -177,20 +179,34 @@ class _Looker:
         drawn = example if draw is None else draw(example, seed)
         window, number = self._window(i, example)
         times = 1.0 if self.mix is None else self.mix.weights[self.mix.source[i]]
-        whole = self._alone(sample, sys.maxsize)[0] if sample is not None and number == 1 else []
+        whole = None if sample is None else self._whole(sample, window, number)
         words = () if sample is None else sample.words
-        view = self.lens.view(example, drawn=drawn, whole=whole[0] if whole else None, words=words)
-        return replace(view, window=window, windows=number, times=times)
+        view = self.lens.view(example, drawn=drawn, whole=whole, words=words)
+        answers = number > 1 and sample is not None and bool(sample.turns)
+        return replace(view, window=window, windows=number, answers=answers, times=times)
 
-    def left_out(self, sample: Sample) -> View:
-        """A row that is not trained on, whole, with the reason."""
+    def _whole(self, sample: Sample, part: int, parts: int) -> Example | None:
+        """An example before it was cut to size, where it may have been; None for a window of a text."""
+        if parts > 1 and not sample.turns:
+            return None
+        whole, _ = self._alone(sample, sys.maxsize)
+        if len(whole) > parts:  # of some answers nothing was left, so they are not among the examples
+            limit = self.rows.max_length
+            whole = [example for example in whole if example.is_target[:limit].any()]
+        return whole[part - 1] if len(whole) == parts else None
+
+    def left_out(self, sample: Sample) -> list[View]:
+        """The examples that a row would have given, whole, with the reason why it is not trained on."""
         _, reason = self._alone(sample, self.rows.max_length)
         whole, wholly = self._alone(sample, sys.maxsize)
         none = np.zeros(0, dtype=np.int32)
         nothing = Example(none, none.astype(bool), 0, sample.row.file, sample.row.number)
-        example = whole[0] if whole else nothing
-        view = self.lens.view(example, drawn=example, whole=None, words=sample.words)
-        return replace(view, dropped=reason or wholly)
+        views = [self.lens.view(one, drawn=one, whole=None, words=sample.words) for one in whole or [nothing]]
+        many = len(views)
+        return [
+            replace(view, dropped=reason or wholly, window=number, windows=many, answers=many > 1)
+            for number, view in enumerate(views, 1)
+        ]
 
     def _alone(self, sample: Sample, max_length: int) -> tuple[Sequence[Example], str | None]:
         """One row, encoded as the split was but for its length; without examples the reason."""

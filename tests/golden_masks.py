@@ -39,6 +39,7 @@ TERMINATORS = {
 LEADING = {"mistral": " ", "plain": " "}
 """What a template writes between a prompt and the words of an answer."""
 NO_SYSTEM = ("gemma",)
+THOUGHT = "<think>\n2 & 2\n</think>\n\n"
 
 
 @functools.cache
@@ -67,24 +68,39 @@ def conversation(template: str) -> Sample:
     if template == "mistral":
         system = None  # it stands before the last question, so that only the last answer could be learned
     if template == "qwen_thinking":
-        return said("Is it yes?", "<think>\n2 & 2\n</think>\n\nyes", system=system)
+        return said("Is it yes?", f"{THOUGHT}yes", system=system)
     return said("Is it yes?", "yes", " yes 🙂", "{{ no }}, 5% <b>", system=system)
+
+
+REWRITTEN = {
+    "mistral": said("Is it yes?", "yes", " yes 🙂", "{{ no }}, 5% <b>", system="yes"),
+    "qwen_thinking": said(
+        "Is it yes?", f"{THOUGHT}yes", " yes 🙂", f"{THOUGHT}{{{{ no }}}}, 5% <b>", "Why?", "yes", system="yes"
+    ),
+}
+"""Conversations of which these templates rewrite earlier turns, so that each answer is an example."""
 
 
 def listing(template: str) -> str:
     """The golden file of a template: one line for each token, under every tokenizer that gives these."""
     listed: dict[str, list[str]] = {}
+    rows = [conversation(template), *([REWRITTEN[template]] if template in REWRITTEN else [])]
     for variant in TOKENIZERS:
-        listed.setdefault(tokens(tokenizer(variant, template), conversation(template)), []).append(variant)
+        text = "\n".join(tokens(tokenizer(variant, template), row) for row in rows)
+        listed.setdefault(text, []).append(variant)
     parts = [f"tokenizers: {', '.join(variants)}\n{text}" for text, variants in listed.items()]
     return "\n".join(parts)
 
 
 def tokens(own: Any, row: Sample) -> str:
-    """Lines of `target`, id and token, where a target has a `*`."""
-    (example,), _ = encode_all(
+    """Lines of `target`, id and token, where a target has a `*`; an empty line between the examples of a row."""
+    examples, _ = encode_all(
         [row], Renderer(own, None), train_on="completion", max_length=9999, overlong=None, tick=lambda done: None
     )
+    return "\n".join(_lines(own, example) for example in examples)
+
+
+def _lines(own: Any, example: Any) -> str:
     letters = own.convert_ids_to_tokens(example.ids.tolist())
     lines = [
         f"{'*' if target else ' '} {i:4} {json.dumps(letter, ensure_ascii=False)}\n"

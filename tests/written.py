@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ftune.data.cache import Cache
-from ftune.data.encode import Encoded, Example, encode_rows
+from ftune.data.encode import Encoded, Example
+from ftune.data.encode_text import encode_rows
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
 from ftune.data.table import Rows, SampleTable, TableWriter

@@ -89,7 +89,7 @@ def print_rows(console: Console, views: list[View], unit: str, *, tokens: bool) 
 
 def _heading(view: View, unit: str, marks: Marks) -> Text:
     size = sum(len(side.tokens) for side in view.sides)
-    part = f", window {view.window} of {view.windows}" if view.windows > 1 else ""
+    part = f", {view.part}" if view.part else ""
     parts = [f"{size:,} tokens"]
     learned = sum(token.target for side in view.sides for token in side.tokens)
     if view.labels is None and view.value is None:
@@ -104,15 +104,17 @@ def _body(view: View, marks: Marks) -> Iterable[Text]:
     """The lines of one example."""
     if view.dropped is not None:
         yield marks.say(f"not trained on: dropped ({view.dropped})")
-    if view.window > 1:
-        yield marks.say(f"window {view.window} of {view.windows}: goes on from the one before")
+    if view.answers:
+        yield marks.say(f"{view.part}: an example of its own, as the template rewrites earlier turns")
+    elif view.window > 1:
+        yield marks.say(f"{view.part}: goes on from the one before")
     if view.writes is not None:
         yield marks.say("the encoder reads")
     yield painted(view.reads, marks)
     if view.writes is not None:
         yield marks.say("the decoder writes")
         yield painted(view.writes, marks)
-    if view.window < view.windows:
+    if view.window < view.windows and not view.answers:
         yield marks.say(f"goes on in window {view.window + 1}")
     if view.value is not None:
         yield marks.say(f"value: {view.value:g}")

@@ -7,17 +7,19 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ftune.data.chat import Turn
 from ftune.data.chat_template import ChatTemplate, Talk, message_of
-from ftune.data.places import Place, Places
+from ftune.data.places import Places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TrainOn = Literal["completion", "last", "all"]
 System = Literal["template", "merge_into_user"]
+REWRITTEN = "the chat template rewrites earlier turns"
+"""Note on rows whose answers are examples of their own."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,20 @@ class Rendered:
     special: bool
     ends: bool
     notes: tuple[str, ...] = ()
+
+
+class Part(NamedTuple):
+    """What becomes one example of a row: all of it, or one answer with what stands before it.
+
+    Args:
+        turns: of the row, as many as are shown.
+        train_on: which of their answers are learned.
+        rendered: what they are rendered to.
+    """
+
+    turns: tuple[Turn, ...]
+    train_on: TrainOn
+    rendered: Rendered
 
 
 class Conversations:
@@ -68,6 +84,34 @@ class Conversations:
         Raises:
             ValueError: the template refuses the conversation, or its turns cannot be told apart.
         """
+        rendered = self._rendered(turns, tools, train_on)
+        if rendered is None:
+            raise ValueError(
+                f"{REWRITTEN}, so where each stands cannot be told. Set data.template to one that renders each turn "
+                "the same wherever it stands, or data.train_on to completion"
+            )
+        return rendered
+
+    def parts(self, turns: tuple[Turn, ...], tools: str, train_on: TrainOn) -> tuple[Part, ...]:
+        """The whole conversation; or, where the template rewrites earlier answers in it, one part for each answer.
+
+        Each of these ends with its answer and shows what the model sees in use when it writes that one.
+
+        Raises:
+            ValueError: the template refuses the conversation, or its turns cannot be told apart.
+        """
+        rendered = self._rendered(turns, tools, train_on)
+        if rendered is not None or train_on != "completion":
+            return (Part(turns, train_on, rendered or self.render(turns, tools, train_on)),)
+        ends = [index + 1 for index, turn in enumerate(turns) if turn.role == "assistant" and turn.weight]
+        rendered_each = [self.render(turns[:end], tools, "last") for end in ends]
+        return tuple(
+            Part(turns[:end], "last", replace(one, notes=(*one.notes, REWRITTEN)))
+            for end, one in zip(ends, rendered_each, strict=True)
+        )
+
+    def _rendered(self, turns: Sequence[Turn], tools: str, train_on: TrainOn) -> Rendered | None:
+        """As `render`; None where the template rewrites what is to be found."""
         talk = self._talk(turns, tools)
         if train_on == "all":
             return self._whole(talk)
@@ -78,7 +122,10 @@ class Conversations:
             return self._nothing(talk)
         talk = talk.upto(learned[-1] + 1)  # a template that looks ahead sees what it sees in use
         text = self._text(talk, ask=False)
-        places, notes = self.places.find(text, talk, learned)
+        found = self.places.find(text, talk, learned)
+        if found is None:
+            return None
+        places, notes = found
         spans = tuple((start, end) for start, end, _ in places)
         _, end, ends = places[-1]
         return Rendered(text[:end], spans, special=False, ends=ends, notes=(*self._notes(talk), *notes))
@@ -99,8 +146,8 @@ class Conversations:
         """A row of which nothing is to be learned."""
         return Rendered(self._text(talk, ask=False), (), special=False, ends=True, notes=self._notes(talk))
 
-    def _whole(self, talk: Talk) -> Rendered:
-        """Everything is supervised, but not the turns of weight 0."""
+    def _whole(self, talk: Talk) -> Rendered | None:
+        """Everything is supervised, but not the turns of weight 0; None where these cannot be found."""
         hidden = [index for index, turn in enumerate(talk.turns) if not turn.weight]
         if len(hidden) == len(talk.turns):
             return self._nothing(talk)
@@ -108,7 +155,10 @@ class Conversations:
             if role != "assistant":
                 raise ValueError(f"has weight 0 on a {role} message, which data.train_on all does not obey")
         text = self._text(talk, ask=False)
-        places: list[Place] = self.places.find(text, talk, hidden)[0] if hidden else []
+        found = self.places.find(text, talk, hidden) if hidden else ([], ())
+        if found is None:
+            return None
+        places, _ = found
         edges = [0, *(edge for start, end, _ in places for edge in (start, end)), len(text)]
         spans = tuple((a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if text[a:b].strip())
         text = text[: spans[-1][1]]

@@ -1,23 +1,17 @@
-"""Rendered rows become token ids with a mask of what is supervised, no longer than `max_length`.
+"""Examples, what became of a row, and what happens to token ids that are longer than `max_length`.
 
-A token that touches a supervised span is supervised. Pads do not exist here: they are added by length, in batches.
+Pads do not exist here: they are added by length, in batches.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ftune.data.pipeline import core_of, tokenised
-from ftune.data.render import Rendered, Renderer, TrainOn
 from ftune.data.shape import Sample
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 Overlong = Literal["error", "drop", "truncate_prompt", "truncate", "split"]
 KEPT, BAD_ROW, TOO_LONG = "", "bad_row", "too_long"
@@ -26,7 +20,7 @@ KEPT, BAD_ROW, TOO_LONG = "", "bad_row", "too_long"
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded row, or one window of a long text.
+    """One encoded row, one window of a long text, or one answer of a chat with what stands before it.
 
     Args:
         ids: int32 token ids, [T].
@@ -69,13 +63,13 @@ class Encoded(NamedTuple):
     """What became of one row.
 
     Args:
-        examples: one, or the windows of a long text; none where the row is left out.
+        examples: one, the windows of a long text, or one for each answer of a chat; none where the row is left out.
         reason: why it is left out: `overlong`, `no_targets`, BAD_ROW, TOO_LONG; KEPT if it is not.
         message: of a refused row, what is wrong with it.
         truncated: whether it was cut to size.
         merges: whether a token spells the end of a prompt and the start of its answer.
         lost: words without a token of their own.
-        note: what the report should say of such rows, or nothing.
+        note: what the report should say of such rows: lines, or nothing.
     """
 
     examples: Sequence[Example] = ()
@@ -111,120 +105,6 @@ class Tokens(NamedTuple):
     merges: bool
     spelled: Spelling
     shift: int
-
-
-class Spelled(NamedTuple):
-    """The text that tokens spell. The places of tokens never go back, so borders are found by halving.
-
-    Args:
-        text: what was tokenised.
-        encoding: its tokens.
-        silent: which token ids are of a template and spell nothing, bool [V], or None for a text without any.
-    """
-
-    text: str
-    encoding: Encoding
-    silent: np.ndarray | None
-
-    def touching(self, start: int, end: int) -> tuple[int, int]:
-        """First token that reaches beyond character `start`, and first that begins at `end` or later."""
-        size, place = len(self.encoding), self._place
-        first, last = 0, size
-        if size and place(0)[1] <= start:
-            first = bisect.bisect_right(range(size), start, key=lambda token: place(token)[1])
-        if first < size and place(size - 1)[0] >= end:
-            last = bisect.bisect_left(range(size), end, lo=first, key=lambda token: place(token)[0])
-        return first, last
-
-    def begins_before(self, token: int, start: int) -> bool:
-        """Whether a token covers a character before `start`."""
-        return token < len(self.encoding) and self._place(token)[0] < start
-
-    def num_bytes(self, ids: np.ndarray, first: int, last: int) -> int:
-        """UTF-8 bytes that tokens `first` to `last - 1`, with these ids, add to those before them.
-
-        A character spread over several tokens counts at the first, and one without a token at the next or, at the end
-        of the text, at the last; so the sum is that of the text, whatever the tokenizer leaves out.
-        """
-        size = self._bytes(first, last)
-        if self.silent is not None:
-            for token in self.silent[ids].nonzero()[0]:
-                size -= self._bytes(first + int(token), first + int(token) + 1)
-        return size
-
-    def _bytes(self, first: int, last: int) -> int:
-        last = min(last, len(self.encoding))  # an EOS was put behind
-        if first >= last:
-            return 0
-        start = self._place(first - 1)[1] if first else 0
-        end = len(self.text) if last == len(self.encoding) else self._place(last - 1)[1]
-        return end - start if self.text.isascii() else len(self.text[start:end].encode())
-
-    def _place(self, token: int) -> tuple[int, int]:
-        return self.encoding.token_to_chars(token) or (0, 0)
-
-
-def encode_rows(
-    samples: Iterable[Sample],
-    renderer: Renderer,
-    *,
-    train_on: TrainOn,
-    max_length: int,
-    overlong: Overlong | None,
-    tick: Callable[[int], None],
-) -> Iterator[Encoded]:
-    """What becomes of each sample, in order.
-
-    Args:
-        samples: rows in one shape.
-        renderer: how they become text.
-        train_on: which part is supervised.
-        max_length: longest example, in tokens.
-        overlong: what happens to longer rows; None splits text and refuses anything else.
-        tick: called with the number of rows done, often; may raise to stop.
-    """
-    silent = np.zeros(1 + max(renderer.special_ids, default=0), dtype=bool)
-    silent[list(renderer.special_ids)] = True  # ends of turns are no more text than an EOS is
-    silent = np.concatenate([silent, np.zeros(max(0, len(renderer.tokenizer) - len(silent)), dtype=bool)])
-    bos, eos = renderer.tokenizer.bos_token_id, renderer.tokenizer.eos_token_id
-    _ = renderer.around  # asked of the whole tokenizer, before a part is taken away
-
-    def render(sample: Sample) -> tuple[Rendered, tuple[str]]:
-        item = renderer.render(sample, train_on)
-        return item, (item.text,)
-
-    with core_of(renderer.tokenizer, special=False) as core:
-        for sample, item, encodings, message in tokenised(samples, render, core, special=False, tick=tick):
-            if item is None:
-                yield Encoded(reason=BAD_ROW, message=message)
-                continue
-            spelled = Spelled(item.text, encodings[0], None if item.special else silent)
-            tokens = _with_ends(item, renderer, spelled, bos, eos)
-            found = fitted(sample, tokens, max_length, overlong or ("error" if sample.turns else "split"))
-            yield found._replace(note="; ".join(item.notes)) if item.notes else found
-
-
-def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled, bos: int | None, eos: int | None) -> Tokens:
-    """Mark the supervised tokens and put special tokens around, one BOS at most and one terminator."""
-    ids = spelled.encoding.ids
-    front = renderer.missing_front(ids, special=item.special)
-    back = [eos] if not item.ends and eos is not None and ids[-1:] != [eos] else []
-    written = 0 if front or bos is None else int(ids[:1] == [bos])
-    is_target = np.zeros(len(front) + len(ids) + len(back), dtype=bool)
-    merges = False
-    for start, end in item.spans:
-        first, last = spelled.touching(start, end)
-        is_target[len(front) + first : len(front) + last] = True
-        merges |= spelled.begins_before(first, start)
-    is_target[len(front) + len(ids) :] = True
-    return Tokens(
-        ids=np.array([*front, *ids, *back] if front or back else ids, dtype=np.int32),
-        is_target=is_target,
-        front=len(front) + written,
-        merges=merges,
-        spelled=spelled,
-        shift=-len(front),
-    )
 
 
 def fitted(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) -> Encoded:

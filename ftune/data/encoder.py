@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ftune.data.cache import Cache, Entry, Write, code_version, key_of
-from ftune.data.encode import Encoded, encode_rows
+from ftune.data.encode import Encoded
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
+from ftune.data.encode_text import encode_rows
 from ftune.data.encode_tokens import encode_tokens
 from ftune.data.render import Renderer
 from ftune.data.samples import Reader, Tick

@@ -33,8 +33,11 @@ class Places:
         self.template = template
         self._special = special
 
-    def find(self, text: str, talk: Talk, learned: Sequence[int]) -> tuple[list[Place], tuple[str, ...]]:
+    def find(self, text: str, talk: Talk, learned: Sequence[int]) -> tuple[list[Place], tuple[str, ...]] | None:
         """The place in `text` of each of the messages `learned`, and notes on them.
+
+        None where the template rewrites an earlier one of them, or what stands before it, once more is said: in `text`
+        it does not stand as the model writes it in use.
 
         Args:
             text: `talk` as the template writes it.
@@ -52,17 +55,14 @@ class Places:
                 raise ValueError("begins with an assistant message, so there is no prompt to answer")
             before = self.template.text(talk.messages[:index], ask=True, tools=talk.tools)
             upto = talk.upto(index + 1)
-            if blocks is not None:
-                places.append(self._in_block(text, talk, upto, before, blocks[index]))
-                continue
             after = text if len(upto) == len(talk) else self.template.text(upto.messages, ask=False, tools=talk.tools)
-            if not after.startswith(before):
+            if blocks is None and not after.startswith(before):
                 raise ValueError(self._asks_otherwise(before, talk.upto(index)))
             if not text.startswith(after):
-                raise ValueError(
-                    "the chat template rewrites earlier turns, so what to train on cannot be told. Set data.template "
-                    "to one that renders each turn the same wherever it stands, or data.train_on to last"
-                )
+                return None
+            if blocks is not None:
+                places.append(self._in_block(text, upto, before, blocks[index]))
+                continue
             end, ends, added = self._end(after, len(before), upto)
             places.append((len(before), end, ends))
             if "".join(added).strip():
@@ -172,7 +172,7 @@ class Places:
             return None
         return dict(zip(answers, blocks, strict=True))
 
-    def _in_block(self, text: str, talk: Talk, upto: Talk, before: str, block: tuple[int, int]) -> Place:
+    def _in_block(self, text: str, upto: Talk, before: str, block: tuple[int, int]) -> Place:
         """The place of the last turn of `upto`, which the template has put into `block`.
 
         Of the block, what the prompt brings already is not learned; a terminator that follows it is.
@@ -184,12 +184,8 @@ class Places:
         end = said + len(content.strip())
         after_words = content[len(content.rstrip()) :]
         end += len(after_words) if text.startswith(after_words, end) else 0
-        asked = before.removeprefix(self.template.text(upto.messages[:-1], ask=False, tools=talk.tools))
-        if text.startswith(before) and len(before) <= said:
-            begin = len(before)
-        elif len(upto) < len(talk) and (text.startswith(asked, start) or text.endswith(asked, 0, start)):
-            begin = start + (len(asked) if text.startswith(asked, start) else 0)
-        else:
+        begin = len(before)
+        if not text.startswith(before) or begin > said:
             raise ValueError(self._asks_otherwise(before, upto.upto(len(upto) - 1)))
         if "tool_calls" in message:
             end, ends = self._end_of_calls(text, begin, stop, message)

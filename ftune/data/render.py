@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftune.data.chat import Turn
 from ftune.data.chat_template import FAULTS
-from ftune.data.conversation import Conversations, Rendered, System, TrainOn
+from ftune.data.conversation import Conversations, Part, Rendered, System, TrainOn
 from ftune.data.shape import Sample
 from ftune.errors import DataError
 
@@ -77,7 +77,7 @@ class Renderer:
         }[self.mode]
 
     def render(self, sample: Sample, train_on: TrainOn) -> Rendered:
-        """The whole sample with its supervised spans.
+        """The whole sample with its supervised spans, as one text.
 
         Raises:
             ValueError: the template refuses the conversation, or its turns cannot be told apart.
@@ -95,6 +95,16 @@ class Renderer:
         notes = (_NO_TOOLS,) if sample.tools and "tools" not in sample.shown else ()
         spans = ((start, stop),) if start < stop else ()
         return Rendered(text[:stop], spans, special=True, ends=not answer.weight, notes=notes)
+
+    def parts(self, sample: Sample, train_on: TrainOn) -> tuple[Part, ...]:
+        """What becomes the examples of a sample: one, unless its chat template rewrites earlier answers.
+
+        Raises:
+            ValueError: as `render`.
+        """
+        if sample.turns and self.mode == "chat":
+            return self._conversations.parts(sample.turns, sample.tools, train_on)
+        return (Part(sample.turns, train_on, self.render(sample, train_on)),)
 
     def answer(self, sample: Sample) -> str:
         """What a model is to write after `prompt`, as it reads once special tokens are left out.

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ftune.data.columns import chunks, where
+from ftune.data.conversation import REWRITTEN
 from ftune.data.encode import BAD_ROW, TOO_LONG
 from ftune.data.table import Rows
 from ftune.data.tokens import Examples, TokenFile
@@ -125,10 +126,29 @@ class Outcome:
             )
         if lost := int(self._each("lost").sum()):
             report.notes.append(f"{lost} words have no token of their own (cut off, or unknown to the tokenizer).")
-        notes, numbers = self._named("note")
-        said = _counted(numbers, len(notes))
-        report.notes += [f"{said[number]} rows: {note}." for number, note in enumerate(notes) if note and said[number]]
+        report.notes += self._said()
         return report
+
+    def _said(self) -> list[str]:
+        """What is to be said of some of the rows, each thing once."""
+        found, numbers = self._named("note")
+        said: Counter[str] = Counter()
+        rewritten = np.zeros(len(numbers), dtype=bool)
+        for number, note in enumerate(found):
+            rows = numbers == number
+            said.update(dict.fromkeys(note.splitlines(), int(rows.sum())))
+            if REWRITTEN in note.splitlines():
+                rewritten |= rows
+        notes = [f"{count} rows: {note}." for note, count in said.items() if count and note != REWRITTEN]
+        if rewritten.any():
+            pairs = zip(self.files, self.masks, strict=True)
+            sizes = [np.bincount(file.columns["of"], minlength=len(mask))[mask] for file, mask in pairs]
+            became = int(np.concatenate(sizes)[rewritten].sum())
+            notes.append(
+                f"{rewritten.sum()} rows became {became} examples because {REWRITTEN}: each of their answers is an "
+                "example of its own, which ends with it and shows what the model sees in use when it writes it."
+            )
+        return notes
 
     def _named(self, what: Literal["reason", "note"]) -> tuple[list[str], np.ndarray]:
         """Every reason or note, and the number of each row's, int16 [R]; a row without one has the empty one."""

@@ -85,7 +85,8 @@ class View:
 
     Args:
         file, row: where the row is.
-        window, windows: which part of a split text it is, from 1, and of how many.
+        window, windows: which part of its row it is, from 1, and of how many.
+        answers: whether the parts are answers of a chat, each with what stands before it, and not windows of a text.
         times: how often an epoch has it.
         reads: text that the model reads.
         writes: text that a decoder learns to write.
@@ -100,12 +101,19 @@ class View:
     reads: Side
     window: int = 1
     windows: int = 1
+    answers: bool = False
     times: float = 1.0
     writes: Side | None = None
     labels: tuple[tuple[int, str], ...] | None = None
     value: float | None = None
     words: tuple[Word, ...] | None = None
     dropped: str | None = None
+
+    @property
+    def part(self) -> str:
+        """Which part of its row it is, in words; nothing for a whole row."""
+        kind = "answer" if self.answers else "window"
+        return f"{kind} {self.window} of {self.windows}" if self.windows > 1 else ""
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -235,6 +243,8 @@ def _cut(side: Side, kept: np.ndarray, whole: np.ndarray) -> Side:
 def view_json(view: View, *, tokens: bool) -> dict[str, Any]:
     """A view as `ftune data --json` prints it; `docs/look_at_data.md` has the schema."""
     found: dict[str, Any] = {"row": view.row, "file": view.file, "window": view.window, "windows": view.windows}
+    if view.answers:
+        found["parts"] = "answers"
     if view.times != 1:
         found["times"] = view.times
     if view.dropped is not None:

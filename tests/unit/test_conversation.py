@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ REFUSED = {
     "other white space": (with_answers("{{ words.replace('\t', ' ') }}<|im_end|>\n"), "alters the assistant's words"),
     "drops a word": (with_answers("{{ words.replace('no', '') }}<|im_end|>\n"), "alters the assistant's words"),
     "joins lines": (with_answers("{{ words.split() | join(' ') }}<|im_end|>\n"), "alters the assistant's words"),
+    "forgets all but the last two": (
+        "{% for message in messages[-2:] %}{{ message.role }}: {{ message.content }}<|im_end|>\n{% endfor %}{% if "
+        "add_generation_prompt %}assistant: {% endif %}",
+        "asks for an answer with",
+    ),
+    "numbers that depend on the end": (with_answers("{{ words }}{{ loop.revindex }}<|im_end|>"), "asks for an answer"),
     "says it twice": (with_answers("{{ words }}<|im_end|>\n{{ words }}<|im_end|>\n"), "writes an answer 2 times"),
     "reverses turns": (
         "{% for message in messages | reverse %}{{ message.role }}: {{ message.content }}<|im_end|>\n{% endfor %}"
@@ -98,15 +105,6 @@ REFUSED = {
         with_answers("{{ words }}<|im_end|>\n", ask=ASK.replace("assistant\n", "assistant\n<think>\n")),
         r"asks for an answer with '<\|im_start\|>assistant\\n<think>\\n' but",
     ),
-    "another end for the last turn": (
-        with_answers("{{ words }}{{ '</s>' if loop.last else '<|im_end|>' }}\n"), "rewrites earlier turns",
-    ),
-    "forgets all but the last two": (
-        "{% for message in messages[-2:] %}{{ message.role }}: {{ message.content }}<|im_end|>\n{% endfor %}{% if "
-        "add_generation_prompt %}assistant: {% endif %}",
-        "rewrites earlier turns",
-    ),
-    "numbers that depend on the end": (with_answers("{{ words }}{{ loop.revindex }}<|im_end|>"), "rewrites earlier"),
 }  # fmt: skip
 
 
@@ -115,7 +113,7 @@ def test_a_template_that_hides_where_answers_are_is_refused_with_the_row(name: s
     template, reason = REFUSED[name]
     row = said("yes\nno", "yes 'and'\n\"no\" <b>\t", "yes", "no\nyes 'and' <b>")
     with pytest.raises(ValueError, match=reason):
-        renderer(template).render(row, "completion")
+        renderer(template).parts(row, "completion")
     with pytest.raises(DataError, match=rf"^chat\.jsonl:1: the chat template (.|\n)*{reason}"):
         encoded([row], renderer(template))
 
@@ -193,13 +191,13 @@ FORGETS = marked(
 
 
 def test_marks_say_what_is_learned_of_turns_that_change() -> None:
-    """Without marks, every answer of such a template would be refused: see what its author wants learned."""
+    """A row that the template does not change stays one example."""
     own = renderer(FORGETS)
     row = said("q", "yes", "r", "<think>so</think>no")
     assert spelled(own.render(row, "completion")) == ["yes<|im_end|>", "<think>so</think>no<|im_end|>"]
     thoughtful = said("q", "<think>hm</think>yes", "r", "no")
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
-        own.render(thoughtful, "completion")  # a mark without the words it stands for is not believed
+    parts = own.parts(thoughtful, "completion")  # a mark without the words it stands for is not believed
+    assert [spelled(part.rendered) for part in parts] == [["<think>hm</think>yes<|im_end|>"], ["no<|im_end|>"]]
     assert spelled(own.render(thoughtful, "last")) == ["no<|im_end|>"]
 
 
@@ -214,6 +212,98 @@ def test_letters_that_mark_may_stand_in_the_words() -> None:
     assert spelled(own.render(said("\U000f0000", "\U000f0001 \U000f0000"), "last")) == [
         "\U000f0001 \U000f0000<|im_end|>"
     ]
+
+
+# templates that rewrite earlier turns
+
+
+NO_THOUGHTS = "<think>\n\n</think>\n\n"
+REWRITES = {
+    "another end for the last turn": (
+        with_answers("{{ words }}{{ '</s>' if loop.last else '<|im_end|>' }}\n"), ["one</s>", "two</s>", "three</s>"],
+        "one<|im_end|>",
+    ),
+    "thoughts that earlier turns lose": (
+        TEMPLATES["qwen_thinking"], [f"{NO_THOUGHTS}{word}<|im_end|>" for word in ("one", "two", "three")],
+        "assistant\none<|im_end|>",
+    ),
+    "the same with marks": (
+        marked("<|im_start|>assistant\n{% generation %}{{ '<think>' if loop.last }}{{ message.content }}<|im_end|>"
+               "{% endgeneration %}\n"),
+        [f"<think>{word}<|im_end|>" for word in ("one", "two", "three")], "assistant\none<|im_end|>",
+    ),
+    "system text with the last question": (
+        TEMPLATES["mistral"], [" one</s>", " two</s>", " three</s>"], "[INST] first?[/INST] one</s>",
+    ),
+}  # fmt: skip
+"""Templates whose earlier turns change: the answers as they are in use, and how the whole has the first."""
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_where_earlier_turns_are_rewritten_each_answer_is_an_example_as_in_use(name: str) -> None:
+    template, answers, first = REWRITES[name]
+    own = renderer(template)
+    row = said("first?", "one", "second?", "two", "third?", "three", system="Be brief." if "system" in name else None)
+    parts = own.parts(row, "completion")
+    assert [spelled(part.rendered) for part in parts] == [[answer] for answer in answers]
+    for part in parts:
+        asked = replace(row, turns=part.turns)
+        ((start, end),) = part.rendered.spans
+        assert part.rendered.text[:start] == own.prompt(asked)
+        assert end == len(part.rendered.text)
+        assert part.rendered.text == own.render(asked, "last").text
+    assert first in own.render(row, "last").text
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        own.render(row, "completion")
+    single = replace(row, turns=parts[0].turns)
+    assert own.parts(single, "completion")[0].rendered == own.render(single, "completion")  # as it ever was
+
+
+def test_only_rows_that_are_rewritten_become_several_and_the_report_reconciles() -> None:
+    own = Renderer(tokenizer("plain", "qwen_thinking"), None)
+    single, several, rest = said("q", "yes"), said("q", "yes", "r", "no"), weighted(0, 1, 0, 1, 0)
+    examples, report = encoded([single, several, rest, several], own)
+    assert (report.rows, report.kept, report.dropped, report.windows) == (4, 4, {}, 7)
+    assert report.targets == sum(example.num_targets for example in examples)
+    assert report.notes[-1].startswith(
+        "3 rows became 6 examples because the chat template rewrites earlier turns: each of their answers is an "
+    )
+    learned = [own.tokenizer.decode(example.ids[example.is_target].tolist()) for example in examples]
+    assert learned == [
+        f"<think>\n\n</think>\n\n{word}<|im_end|>" for word in ("yes", "yes", "no", "a1", "a3", "yes", "no")
+    ]
+    nothing, report = encoded([weighted(0, 0), single], own)
+    assert (len(nothing), report.dropped) == (1, {"no_targets": 1})
+    for train_on in ("last", "all"):
+        whole, report = encoded([several], own, train_on)  # type: ignore[arg-type]
+        assert (len(whole), [note for note in report.notes if "became" in note]) == (1, [])
+
+
+def test_what_is_to_be_hidden_in_a_whole_that_is_rewritten_cannot_be_told() -> None:
+    own = Renderer(tokenizer("plain", "qwen_thinking"), None)
+    with pytest.raises(ValueError, match="rewrites earlier turns, so where each stands cannot be told. .* completion"):
+        own.parts(weighted(0, 0, 1), "all")
+
+
+@pytest.mark.parametrize("overlong", ["error", "drop", "truncate", "truncate_prompt"])
+def test_policies_of_long_rows_hold_for_each_answer(overlong: Any) -> None:
+    """The first answer fits, the second does not with what stands before it."""
+    own = Renderer(tokenizer("plain", "qwen_thinking"), None)
+    rows = [said("q", "yes", "r" * 200, "no"), said("q", "yes")]
+    settings: dict[str, Any] = {"train_on": "completion", "max_length": 120, "tick": lambda done: None}
+    if overlong == "error":
+        with pytest.raises(
+            DataError, match=r"^chat\.jsonl:1: up to its answer 2, has \d+ tokens, more than max_length 120"
+        ):
+            encode_all(rows, own, overlong=overlong, **settings)
+        return
+    examples, report = encode_all(rows, own, overlong=overlong, **settings)
+    kept = {"drop": (1, 0, 1), "truncate": (2, 1, 2), "truncate_prompt": (2, 1, 3)}
+    assert (report.kept, report.truncated, len(examples)) == kept[overlong]
+    assert report.dropped == ({"overlong": 1} if overlong == "drop" else {})
+    assert max(example.num_tokens for example in examples) <= 120
+    if overlong == "truncate":  # of the second answer nothing is left, so it is no example
+        assert "1 rows became 1 examples because" in report.notes[-1]
 
 
 # tools
@@ -256,8 +346,9 @@ def test_tool_calls_are_learned_in_the_form_of_the_template(name: str, tools: An
         "[TOOL_CALLS]", ""
     ).replace("</s>", "")
     if name == "qwen_thinking":  # of this one, only the last turn is as it is in use
-        with pytest.raises(ValueError, match="rewrites earlier turns"):
-            own.render(answering, "completion")
+        parts = own.parts(answering, "completion")
+        assert [spelled(part.rendered) for part in parts] == [[CALLS[name]], [SAYS[name]]]
+        assert parts[0].rendered.text == call.text
     else:
         assert spelled(own.render(answering, "completion")) == [CALLS[name], SAYS[name]]
 
@@ -365,18 +456,20 @@ def test_a_tokenizer_with_a_template_for_tools() -> None:
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the reference sets are not beside this checkout")
-@pytest.mark.parametrize("name", ["chatml", "llama3", "zephyr", "plain", "hostile"])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "zephyr", "plain", "hostile", "qwen_thinking"])
 def test_every_row_of_a_real_set_with_tools(name: str) -> None:
     own = Renderer(tokenizer("adds_bos", name), None)
     path = Source(path=str(REAL / "glaive_toolcall" / "*.json"))
     rows = [to_sample(row, "chat", {}) for row in read_source(path, REAL) if isinstance(row, Row)]
-    places = 0
+    places = rewritten = 0
     for row in rows:
         assert isinstance(row, Sample)
-        rendered = own.render(row, "completion")
-        places += len(rendered.spans)
+        parts = own.parts(row, "completion")
+        rewritten += len(parts) > 1
+        places += sum(len(part.rendered.spans) for part in parts)
+        rendered = parts[-1].rendered
         assert rendered.text[: rendered.spans[-1][0]] == own.prompt(row)
-    assert (len(rows), places) == (300, 957)
+    assert (len(rows), places, rewritten) == (300, 957, 261 if name == "qwen_thinking" else 0)
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")

@@ -252,6 +252,48 @@ def test_windows_are_numbered_and_lay_the_text_end_to_end(tmp_path: Path) -> Non
     assert [(view.window, view.windows) for view in hidden.views] == [(1, 2), (2, 2)]
 
 
+THINKING = (Path(__file__).parents[1] / "golden" / "templates" / "qwen_thinking.jinja").read_text(encoding="utf-8")
+TALK = {
+    "messages": [
+        {"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."},
+        {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "No."},
+    ]
+}  # fmt: skip
+
+
+def test_answers_that_are_examples_of_their_own_are_numbered(tmp_path: Path) -> None:
+    rows = [{"messages": TALK["messages"][:2]}, TALK, TALK]
+    seen = look(tmp_path, rows, data={"template": THINKING})
+    assert [(v.row, v.window, v.windows, v.answers, v.part) for v in seen.views] == [
+        (1, 1, 1, False, ""), (2, 1, 2, True, "answer 1 of 2"), (2, 2, 2, True, "answer 2 of 2"),
+        (3, 1, 2, True, "answer 1 of 2"), (3, 2, 2, True, "answer 2 of 2"),
+    ]  # fmt: skip
+    assert [spelled(view.reads) for view in seen.views[1:3]] == [
+        ["<think>\nhm\n</think>\n\nYes.<|im_end|>"], ["<think>\n\n</think>\n\nNo.<|im_end|>"],
+    ]  # fmt: skip
+    assert "hm" not in seen.views[2].reads.text
+    shown = [view_json(view, tokens=False) for view in seen.views]
+    assert [one.get("parts") for one in shown] == [None, "answers", "answers", "answers", "answers"]
+    (second,) = look(tmp_path, rows, Request(number=2, rows=1), data={"template": THINKING}).views
+    assert second == seen.views[1]
+
+
+def test_answers_that_were_cut_or_left_out_are_shown_whole(tmp_path: Path) -> None:
+    long = {"messages": [*TALK["messages"][:2], {"role": "user", "content": "x" * 70}, TALK["messages"][3]]}
+    data = {"template": THINKING, "max_length": 130}
+    first, second, single = look(tmp_path, [long, TALK][:2], data={**data, "overlong": "truncate"}).views[:3]
+    assert (first.reads.cuts, second.windows, single.row) == ((), 2, 2)
+    (cut,) = second.reads.cuts
+    assert (cut.at, second.reads.text[: cut.at][-4:]) == (len(second.reads.text), ">\n\n<")
+    rows = [*[TALK] * 9, long]
+    left = look(tmp_path, rows, Request(number=10), data={**data, "overlong": "drop", "max_dropped": "10%"}).views
+    assert [(view.part, view.dropped) for view in left] == [
+        ("answer 1 of 2", "overlong"),
+        ("answer 2 of 2", "overlong"),
+    ]
+    assert left[1].reads.text.endswith("No.<|im_end|>")
+
+
 @pytest.mark.parametrize("policy", ["truncate_prompt", "truncate"])
 def test_a_cut_is_where_tokens_are_missing(tmp_path: Path, policy: str) -> None:
     row = {"prompt": "0123456789" * 3, "completion": "abcdefghij"}

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import FAMILIES, THINKING, TOKENIZERS, byte_tokenizer
+from tiny_tokenizers import FAMILIES, TOKENIZERS, byte_tokenizer
 from written import examples_of
 
-from ftune.data.encode import Example, Overlong, encode_rows
+from ftune.data.encode import Example, Overlong
+from ftune.data.encode_text import encode_rows
 from ftune.data.pipeline import BATCH
 from ftune.data.read import Row
 from ftune.data.render import Renderer, TrainOn
@@ -448,9 +449,6 @@ def test_rows_that_cannot_be_rendered_are_named_together() -> None:
     message = "the chat template refuses the roles system, user, assistant: System role not supported. "
     message += "Set data.system to merge_into_user."
     assert str(caught.value).splitlines() == [f"chat.jsonl:{i}: {message}" for i in (3, 40)]
-    with pytest.raises(DataError) as caught:
-        encode([chat("q", "<think>a</think>b", "r", "c", number=8)], tokenizer, template=THINKING)
-    assert str(caught.value).startswith("chat.jsonl:8: the chat template rewrites earlier turns, so ")
 
 
 def test_every_kind_of_problem_comes_together() -> None:

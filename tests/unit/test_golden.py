@@ -13,9 +13,9 @@ import golden_tokens as golden
 import pytest
 from written import examples_of
 
-from ftune.data.encode import encode_rows
 from ftune.data.encode_labels import Labelling, encode_row_labels, encode_token_labels
 from ftune.data.encode_pairs import encode_pairs, encode_windows
+from ftune.data.encode_text import encode_rows
 from ftune.data.render import Renderer
 from ftune.errors import DataError
 

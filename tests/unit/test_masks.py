@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import golden_masks
@@ -18,7 +19,6 @@ from written import encode_all
 from ftune.data.encode import Example
 from ftune.data.render import Renderer, TrainOn
 from ftune.data.shape import Sample
-from ftune.errors import DataError
 
 CASES = list(itertools.product(TEMPLATES, TOKENIZERS))
 
@@ -89,6 +89,23 @@ def test_the_prompt_in_training_has_the_ids_of_the_prompt_in_use(
     assert example.is_target[len(prompt) :].all()
     assert example.ids[-1] in renderer.stop_ids
     assert example.ids.tolist().count(own.bos_token_id) == (template in ("llama3", "gemma", "mistral", "hostile"))
+
+
+@pytest.mark.parametrize(("template", "variant"), [*itertools.product(golden_masks.REWRITTEN, TOKENIZERS)])
+def test_answers_of_a_rewritten_conversation_are_learned_one_by_one(template: str, variant: str) -> None:
+    own = tokenizer(variant, template)
+    row, renderer = golden_masks.REWRITTEN[template], Renderer(own, None)
+    examples, report = encode_all(
+        [row], renderer, train_on="completion", max_length=9_999, overlong=None, tick=lambda done: None
+    )
+    ends = [at + 1 for at, turn in enumerate(row.turns) if turn.role == "assistant"]
+    assert (report.rows, report.kept, report.windows, len(examples)) == (1, 1, len(ends), len(ends))
+    for end, example in zip(ends, examples, strict=True):
+        asked = replace(row, turns=row.turns[:end])
+        prompt = renderer.prompt_ids(renderer.prompt(asked))
+        assert example.ids[: len(prompt)].tolist() == prompt
+        assert example.is_target.tolist() == [at >= len(prompt) for at in range(len(example.ids))]
+        assert learned(example, own).endswith(row.turns[end - 1].content + TERMINATORS[template])
 
 
 @pytest.mark.parametrize(("template", "variant"), CASES)
@@ -179,12 +196,20 @@ def test_thoughts_and_answer_are_both_learned_or_the_row_is_refused(
     assert spelled.count("<|im_end|>") == 1
 
 
-def test_every_answer_of_a_template_that_forgets_thoughts_cannot_be_learned() -> None:
+def test_every_answer_of_a_template_that_forgets_thoughts_is_learned_as_in_use() -> None:
     row = said("q", "<think>\nhm\n</think>\n\nyes", "r", "<think>\nso\n</think>\n\nno")
     own = tokenizer("plain", "qwen_thinking")
-    with pytest.raises(
-        DataError, match=r"^chat\.jsonl:1: the chat template rewrites earlier turns, .+ or data.train_on to last"
-    ):
-        encode(row, Renderer(own, None))
-    last = encode(row, Renderer(own, None), "last")
-    assert learned(last, own) == "<think>\nso\n</think>\n\nno<|im_end|>"
+    renderer = Renderer(own, None)
+    (first, second), report = encode_all(
+        [row], renderer, train_on="completion", max_length=99_999, overlong=None, tick=lambda done: None
+    )
+    assert learned(first, own) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
+    assert learned(second, own) == "<think>\nso\n</think>\n\nno<|im_end|>"
+    assert own.decode(second.ids.tolist()).count("<think>") == 1  # thoughts of the first are forgotten, as in use
+    for example, asked in ((first, row.turns[:2]), (second, row.turns)):
+        prompt = renderer.prompt_ids(renderer.prompt(replace(row, turns=asked)))
+        assert example.ids[: len(prompt)].tolist() == prompt
+        assert not example.is_target[: len(prompt)].any()
+    assert (report.rows, report.kept, report.windows) == (1, 1, 2)
+    last = encode(row, renderer, "last")
+    assert (last.ids.tolist(), last.is_target.tolist()) == (second.ids.tolist(), second.is_target.tolist())

@@ -99,12 +99,11 @@ def test_roles_of_tools_are_turns() -> None:
 
 
 def test_a_template_that_drops_earlier_thoughts() -> None:
-    """Every answer cannot be trained, for it stands otherwise in the whole; the last one and the whole can."""
+    """Each answer is an example of its own, for it stands otherwise in the whole."""
     renderer = Renderer(byte_tokenizer(template=THINKING), None)
     thought = "<think>\nhm\n</think>\n\nyes"
     sample = chat(("user", "q"), ("assistant", thought), ("user", "r"), ("assistant", thought))
-    with pytest.raises(ValueError, match="rewrites earlier turns, so what to train on cannot be told. Set data.temp"):
-        renderer.render(sample, "completion")
+    assert [spelled(part.rendered) for part in renderer.parts(sample, "completion")] == [[f"{thought}<|im_end|>"]] * 2
     last = renderer.render(sample, "last")
     assert spelled(last) == [f"{thought}<|im_end|>"]
     assert last.text.count("<think>") == 1

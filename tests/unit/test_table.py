@@ -17,7 +17,7 @@ from written import folders_left, outcome_of, table_of
 
 from ftune.data.chat import Turn
 from ftune.data.columns import Columns, ColumnsWriter
-from ftune.data.encode import encode_rows
+from ftune.data.encode_text import encode_rows
 from ftune.data.line import from_json, to_json
 from ftune.data.read import Row
 from ftune.data.render import Renderer

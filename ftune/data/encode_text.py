@@ -1,0 +1,149 @@
+"""Rendered rows become token ids with a mask of what is supervised. A token that touches a supervised span is."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ftune.data.conversation import Part, Rendered, TrainOn
+from ftune.data.encode import BAD_ROW, KEPT, TOO_LONG, Encoded, Overlong, Tokens, fitted
+from ftune.data.pipeline import core_of, tokenised
+from ftune.data.render import Renderer
+from ftune.data.shape import Sample
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+
+class Spelled(NamedTuple):
+    """The text that tokens spell. The places of tokens never go back, so borders are found by halving.
+
+    Args:
+        text: what was tokenised.
+        encoding: its tokens.
+        silent: which token ids are of a template and spell nothing, bool [V], or None for a text without any.
+    """
+
+    text: str
+    encoding: Encoding
+    silent: np.ndarray | None
+
+    def touching(self, start: int, end: int) -> tuple[int, int]:
+        """First token that reaches beyond character `start`, and first that begins at `end` or later."""
+        size, place = len(self.encoding), self._place
+        first, last = 0, size
+        if size and place(0)[1] <= start:
+            first = bisect.bisect_right(range(size), start, key=lambda token: place(token)[1])
+        if first < size and place(size - 1)[0] >= end:
+            last = bisect.bisect_left(range(size), end, lo=first, key=lambda token: place(token)[0])
+        return first, last
+
+    def begins_before(self, token: int, start: int) -> bool:
+        """Whether a token covers a character before `start`."""
+        return token < len(self.encoding) and self._place(token)[0] < start
+
+    def num_bytes(self, ids: np.ndarray, first: int, last: int) -> int:
+        """UTF-8 bytes that tokens `first` to `last - 1`, with these ids, add to those before them.
+
+        A character spread over several tokens counts at the first, and one without a token at the next or, at the end
+        of the text, at the last; so the sum is that of the text, whatever the tokenizer leaves out.
+        """
+        size = self._bytes(first, last)
+        if self.silent is not None:
+            for token in self.silent[ids].nonzero()[0]:
+                size -= self._bytes(first + int(token), first + int(token) + 1)
+        return size
+
+    def _bytes(self, first: int, last: int) -> int:
+        last = min(last, len(self.encoding))  # an EOS was put behind
+        if first >= last:
+            return 0
+        start = self._place(first - 1)[1] if first else 0
+        end = len(self.text) if last == len(self.encoding) else self._place(last - 1)[1]
+        return end - start if self.text.isascii() else len(self.text[start:end].encode())
+
+    def _place(self, token: int) -> tuple[int, int]:
+        return self.encoding.token_to_chars(token) or (0, 0)
+
+
+def encode_rows(
+    samples: Iterable[Sample],
+    renderer: Renderer,
+    *,
+    train_on: TrainOn,
+    max_length: int,
+    overlong: Overlong | None,
+    tick: Callable[[int], None],
+) -> Iterator[Encoded]:
+    """What becomes of each sample, in order.
+
+    Args:
+        samples: rows in one shape.
+        renderer: how they become text.
+        train_on: which part is supervised.
+        max_length: longest example, in tokens.
+        overlong: what happens to longer rows; None splits text and refuses anything else.
+        tick: called with the number of rows done, often; may raise to stop.
+    """
+    silent = np.zeros(1 + max(renderer.special_ids, default=0), dtype=bool)
+    silent[list(renderer.special_ids)] = True  # ends of turns are no more text than an EOS is
+    silent = np.concatenate([silent, np.zeros(max(0, len(renderer.tokenizer) - len(silent)), dtype=bool)])
+    bos, eos = renderer.tokenizer.bos_token_id, renderer.tokenizer.eos_token_id
+    _ = renderer.around  # asked of the whole tokenizer, before a part is taken away
+
+    def render(sample: Sample) -> tuple[tuple[Part, ...], tuple[str, ...]]:
+        parts = renderer.parts(sample, train_on)
+        return parts, tuple(part.rendered.text for part in parts)
+
+    with core_of(renderer.tokenizer, special=False) as core:
+        for sample, parts, encodings, message in tokenised(samples, render, core, special=False, tick=tick):
+            if parts is None:
+                yield Encoded(reason=BAD_ROW, message=message)
+                continue
+            policy, found = overlong or ("error" if sample.turns else "split"), []
+            for part, encoding in zip(parts, encodings, strict=True):
+                spelled = Spelled(part.rendered.text, encoding, None if part.rendered.special else silent)
+                tokens = _with_ends(part.rendered, renderer, spelled, bos, eos)
+                found.append(fitted(sample, tokens, max_length, policy))
+            notes = dict.fromkeys(note for part in parts for note in part.rendered.notes)
+            one = found[0] if len(found) == 1 else _together(found)
+            yield one._replace(note="\n".join(notes)) if notes else one
+
+
+def _together(found: Sequence[Encoded]) -> Encoded:
+    """What becomes of a row whose answers are examples of their own. One that may not stay takes the row with it."""
+    merges = any(one.merges for one in found)
+    for number, one in enumerate(found, 1):
+        if one.reason == "overlong":
+            return one._replace(merges=merges)
+        if one.reason == TOO_LONG:
+            return one._replace(message=f"up to its answer {number}, {one.message}", merges=merges)
+    examples = [example for one in found for example in one.examples]
+    cut = any(one.truncated or not one.examples for one in found)  # of some, the whole answer was cut off
+    return Encoded(examples, reason=KEPT if examples else "no_targets", truncated=cut and bool(examples), merges=merges)
+
+
+def _with_ends(item: Rendered, renderer: Renderer, spelled: Spelled, bos: int | None, eos: int | None) -> Tokens:
+    """Mark the supervised tokens and put special tokens around, one BOS at most and one terminator."""
+    ids = spelled.encoding.ids
+    front = renderer.missing_front(ids, special=item.special)
+    back = [eos] if not item.ends and eos is not None and ids[-1:] != [eos] else []
+    written = 0 if front or bos is None else int(ids[:1] == [bos])
+    is_target = np.zeros(len(front) + len(ids) + len(back), dtype=bool)
+    merges = False
+    for start, end in item.spans:
+        first, last = spelled.touching(start, end)
+        is_target[len(front) + first : len(front) + last] = True
+        merges |= spelled.begins_before(first, start)
+    is_target[len(front) + len(ids) :] = True
+    return Tokens(
+        ids=np.array([*front, *ids, *back] if front or back else ids, dtype=np.int32),
+        is_target=is_target,
+        front=len(front) + written,
+        merges=merges,
+        spelled=spelled,
+        shift=-len(front),
+    )
