@@ -130,6 +130,7 @@ def score(run: Run, target: Target, split: Split, name: str) -> tuple[Scores, li
         metrics=run.plan.metrics,
         accelerator=run.accelerator,
         batch_size=run.plan.eval_batch_size,
+        chunk=run.plan.loss_chunk,
         draw=run.prepared.draw,
         tick=tick,
     )
@@ -142,6 +143,7 @@ def score_target(
     metrics: tuple[str, ...],
     accelerator: Accelerator,
     batch_size: int,
+    chunk: int | None,
     draw: Draw | None,
     tick: Any,
 ) -> tuple[Scores, list[Prediction]]:
@@ -149,7 +151,7 @@ def score_target(
     if target.record is None:
         raise AssertionError("a target without a recipe has no split")
     recipe = target.record.recipe
-    module = accelerator.prepare_model(training_module(target.model, recipe.objective), evaluation_mode=True)
+    module = accelerator.prepare_model(training_module(target.model, recipe.objective, chunk), evaluation_mode=True)
     losses = row_losses(
         module,
         split.examples,
