@@ -68,7 +68,7 @@ def open_run(
     stop.check()
     make_ready(model, plan)
     objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
-    module = accelerator.prepare_model(training_module(model, objective))
+    module = accelerator.prepare_model(training_module(model, objective, plan.loss_chunk))
     optimizer = build_optimizer(plan, recipe.learner, model)
     run = Run(loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState())
     if recipe.learner.storage_constraint() is not None:
@@ -212,7 +212,8 @@ def _look_at_rows(run: Run) -> None:
     """Let the method look at training rows once; every process looks at the same."""
     import torch
 
-    plan, objective = run.plan, run.loaded.recipe.objective
+    plan = run.plan
+    objective = run.loaded.recipe.objective.in_chunks(plan.loss_chunk)
     pad_id = pad_id_of(run.prepared.tokenizer)
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:

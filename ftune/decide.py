@@ -11,7 +11,7 @@ from typing import Any
 
 from ftune.data.order import steps_per_epoch
 from ftune.errors import MachineError, Problem, RecipeError
-from ftune.facts import Facts, Machine
+from ftune.facts import Device, Facts, Machine
 from ftune.memory import OPTIMIZER_STATES, Dtype, estimate_memory, memory_of_a_process
 from ftune.micro_batch import Decide, Where, decide_accumulation, decide_micro_batch, longest_of, types_of
 from ftune.plan import Plan
@@ -19,6 +19,8 @@ from ftune.quantities import Duration, is_share, steps_of
 from ftune.recipe import Recipe
 
 LONGEST_BY_DEFAULT = 1024
+LOGITS_AT_ONCE: dict[Device, int] = {"cpu": 2**24, "cuda": 2**27, "mps": 2**26}
+"""Numbers in the logits of one chunk of targets: enough for a full-speed product; see docs/results.md."""
 
 
 def choose_max_length(recipe: Recipe, max_positions: int | None) -> tuple[int, str]:
@@ -75,6 +77,20 @@ def choose_frozen_dtype(recipe: Recipe, precision: Dtype) -> tuple[Dtype, str]:
     return precision, f"auto: frozen weights are kept in the type of computation ({precision})"
 
 
+def choose_loss_chunk(refusal: str | None, vocabulary: int, device: Device) -> tuple[int | None, str]:
+    """How many targets have logits at once, or None for the logits of all tokens; and why.
+
+    Args:
+        refusal: of `ftune.loss_trial`.
+        vocabulary: outputs of the head.
+        device: that computes.
+    """
+    if refusal is not None:
+        return None, f"auto: {refusal}"
+    chunk = max(1, LOGITS_AT_ONCE[device] // vocabulary)
+    return chunk, f"auto: a trial found losses and gradients equal; {chunk} targets x {vocabulary} words at once"
+
+
 def make_plan(recipe: Recipe, facts: Facts, source: Callable[[str], str] = lambda key: f"recipe: {key}") -> Plan:
     """Decide everything.
 
@@ -128,6 +144,7 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
     decide("targets_per_epoch", data.targets, "counted")
     decide("batch_size", train.batch_size, source("train.batch_size"))
     decide("packing", *_packing(recipe, facts, source("data.packing")))
+    decide("loss_chunk", *choose_loss_chunk(facts.model.chunking_refusal, facts.model.vocabulary, values["device"]))
     checkpointing = _decide_checkpointing(recipe, facts, source, decide, values)
     decide_micro_batch(recipe, facts, source, decide, values, checkpointing)
     decide_accumulation(recipe, facts, decide, values)

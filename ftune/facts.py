@@ -51,6 +51,8 @@ class ModelFacts:
     targets: (name, count, shape) of the layers the method adapts, for people to read.
     family: decoder, encoder or encoder_decoder.
     quantised_parameters: how many of all are kept quantised.
+    packing_refusal, chunking_refusal: why rows cannot lie end to end, and losses cannot be had from the logits of a
+        few targets at a time; None where they can.
     """
 
     architecture: str
@@ -66,6 +68,7 @@ class ModelFacts:
     family: str = "decoder"
     quantised_parameters: int = 0
     packing_refusal: str | None = None
+    chunking_refusal: str | None = None
 
 
 @dataclass(frozen=True)

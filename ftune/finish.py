@@ -132,6 +132,7 @@ def score(run: Run, target: Target, split: Split, name: str) -> tuple[Scores, li
         accelerator=run.accelerator,
         cut=run.plan.padded_cut,
         batch_size=run.plan.eval_batch_size,
+        chunk=run.plan.loss_chunk,
         draw=run.prepared.draw,
         tick=tick,
     )
@@ -145,6 +146,7 @@ def score_target(
     accelerator: Accelerator,
     cut: Cut,
     batch_size: int,
+    chunk: int | None,
     draw: Draw | None,
     tick: Any,
 ) -> tuple[Scores, list[Prediction]]:
@@ -157,13 +159,14 @@ def score_target(
         accelerator: where.
         cut: how rows become forwards.
         batch_size: answers that are written at a time.
+        chunk: how many targets have logits at once; None makes those of all tokens.
         draw: hides parts of rows, where the objective does.
         tick: hears of progress; may raise to stop.
     """
     if target.record is None:
         raise AssertionError("a target without a recipe has no split")
     recipe = target.record.recipe
-    module = accelerator.prepare_model(training_module(target.model, recipe.objective), evaluation_mode=True)
+    module = accelerator.prepare_model(training_module(target.model, recipe.objective, chunk), evaluation_mode=True)
     losses = row_losses(
         module,
         split.examples,

@@ -55,9 +55,17 @@ class StepResult:
     mfu: float | None
 
 
-def training_module(model: torch.nn.Module, objective: Objective) -> torch.nn.Module:
-    """A module whose forward is the objective's loss, or `scored`, so that DDP sees every call."""
+def training_module(model: torch.nn.Module, objective: Objective, chunk: int | None) -> torch.nn.Module:
+    """A module whose forward is the objective's loss, or `scored`, so that DDP sees every call.
+
+    Args:
+        model: as training begins.
+        objective: computes losses.
+        chunk: how many targets have logits at once; None makes those of all tokens.
+    """
     import torch
+
+    objective = objective.in_chunks(chunk)
 
     class Loss(torch.nn.Module):
         def __init__(self) -> None:

@@ -26,19 +26,28 @@ def memory_of_a_process(facts: Facts, num_processes: int) -> float:
 
 
 def estimate_memory(
-    recipe: Recipe, facts: Facts, *, precision: Dtype, frozen_dtype: Dtype, tokens: int, checkpointing: bool
+    recipe: Recipe,
+    facts: Facts,
+    *,
+    precision: Dtype,
+    frozen_dtype: Dtype,
+    loss_chunk: int | None,
+    tokens: int,
+    checkpointing: bool,
 ) -> dict[str, int]:
     """Bytes on one device, by item.
 
     Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed or
-    not needed; logits as themselves, their gradient and the copies that picking the supervised positions makes, in
-    fp32.
+    not needed. Logits of all tokens are counted as themselves, their gradient and the copies that picking the
+    supervised positions makes, in fp32; logits of a chunk of targets as themselves, whose memory becomes their
+    gradient's, and a copy.
 
     Args:
         recipe: what was asked.
         facts: shapes and counts.
         precision: type of computation.
         frozen_dtype: of weights that do not learn.
+        loss_chunk: targets with logits at once; None is all tokens.
         tokens: of one forward, pads included.
         checkpointing: whether activations are recomputed.
     """
@@ -47,7 +56,7 @@ def estimate_memory(
     trainable = model.trainable_parameters
     bits = recipe.learner.quantised_bits or 0.0
     plain = model.total_parameters - trainable - model.quantised_parameters
-    predicts_tokens = recipe.objective.encoding not in ("row_labels", "token_labels")
+    logits = tokens * (element + 16) if loss_chunk is None else min(tokens, loss_chunk) * 2 * element
     kept = 2 if checkpointing or not recipe.learner.backpropagates else SAVED_PER_LAYER
     return {
         "frozen weights": int(plain * BYTES[frozen_dtype] + model.quantised_parameters * bits / 8),
@@ -55,5 +64,5 @@ def estimate_memory(
         "gradients": trainable * 4,
         "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
         "activations": int(tokens * model.width * model.num_layers * element * kept),
-        "logits": tokens * model.vocabulary * (element + 16) if predicts_tokens else 0,
+        "logits": logits * model.vocabulary if recipe.objective.predicts_tokens else 0,
     }

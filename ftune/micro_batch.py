@@ -83,8 +83,8 @@ def _rows_that_fit(recipe: Recipe, facts: Facts, values: dict[str, Any], checkpo
 
 
 def types_of(values: dict[str, Any]) -> dict[str, Any]:
-    """Number types of computation and of frozen weights."""
-    return {name: values[name] for name in ("precision", "frozen_dtype")}
+    """Number types of computation and of frozen weights, and targets with logits at once."""
+    return {name: values[name] for name in ("precision", "frozen_dtype", "loss_chunk")}
 
 
 def longest_of(facts: Facts, values: dict[str, Any]) -> int:

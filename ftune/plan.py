@@ -17,8 +17,8 @@ from ftune.memory import Dtype
 from ftune.recipe import Optimizer, Recipe
 
 MACHINE_CHOICES = (
-    "packing", "micro_batch_size", "micro_batch_tokens", "forward_overhead", "eval_batch_size", "precision",
-    "frozen_dtype", "activation_checkpointing", "num_threads", "memory_bytes",
+    "packing", "loss_chunk", "micro_batch_size", "micro_batch_tokens", "forward_overhead", "eval_batch_size",
+    "precision", "frozen_dtype", "activation_checkpointing", "num_threads", "memory_bytes",
 )  # fmt: skip
 """Fields that depend on the machine and stay what they were when a run is resumed."""
 
@@ -49,6 +49,7 @@ class Plan(BaseModel):
     max_length: int
     batch_size: int
     packing: bool
+    loss_chunk: int | None
     micro_batch_size: int
     micro_batch_tokens: int | None
     forward_overhead: int

@@ -19,6 +19,7 @@ from ftune.decide import choose_max_length, make_plan
 from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
+from ftune.loss_trial import chunking_refusal
 from ftune.model import auto_class, look_at_model, with_head
 from ftune.objectives import Head
 from ftune.optim import check_packages
@@ -76,7 +77,11 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     method = recipe.learner.bound(recipe.objective)
     head = record.head(tokenizer)
     model = look_at_model(start.base, head, method, tokenizer, fingerprint)
-    model = replace(model, packing_refusal=_packing_refusal(recipe, rows.config, head))
+    model = replace(
+        model,
+        packing_refusal=_packing_refusal(recipe, rows.config, head),
+        chunking_refusal=loss_refusal(recipe, rows.config, head, tokenizer),
+    )
     machine = look_at_machine(loaded.output_dir)
     facts = Facts(machine, model, facts_of_data(rows.dataset))
     plan = make_plan(recipe, facts, loaded.source)
@@ -130,6 +135,16 @@ def _packing_refusal(recipe: Recipe, config: PreTrainedConfig, head: Head) -> st
         return reason
     config = with_head(config, head)
     return packing_refusal(config, auto_class(head, config))
+
+
+def loss_refusal(
+    recipe: Recipe, config: PreTrainedConfig, head: Head, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """Why losses cannot be had from the logits of a few targets at a time, or None."""
+    if not recipe.objective.predicts_tokens:
+        return f"objective {recipe.objective.name} has no outputs over the vocabulary"
+    method = recipe.learner.bound(recipe.objective)
+    return chunking_refusal(config, auto_class(head, config), recipe.objective, method, tokenizer)
 
 
 def refuse_family(recipe: Recipe, family: str) -> None:

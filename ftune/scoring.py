@@ -19,7 +19,13 @@ from ftune.data.pack import Cut
 from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
 from ftune.data.shape import Sample
-from ftune.decide import choose_frozen_dtype, choose_max_length, choose_precision, choose_threads
+from ftune.decide import (
+    choose_frozen_dtype,
+    choose_loss_chunk,
+    choose_max_length,
+    choose_precision,
+    choose_threads,
+)
 from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import DataError, Problem, RecipeError, suggestion
 from ftune.evaluation import Prediction, Scores, generate
@@ -27,6 +33,7 @@ from ftune.facts import look_at_machine
 from ftune.finish import score_target
 from ftune.load import load_recipe
 from ftune.plan import Runtime
+from ftune.prepare import loss_refusal
 from ftune.recipe import Data, Recipe
 from ftune.start import SIDECAR, Record, read_record
 from ftune.target import Target, kind_of, open_target
@@ -115,6 +122,7 @@ def evaluate(
         accelerator=build_accelerator(runtime),
         cut=Cut(batch_size),
         batch_size=batch_size,
+        chunk=_chunk_of(target, record, runtime),
         draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None,
         tick=lambda done, total: tick("scoring", done, total),
     )
@@ -145,6 +153,15 @@ def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Recor
     precision = target.plan.precision if target.plan else choose_precision(target.record.recipe, machine)[0]
     threads, _ = choose_threads(machine, 1)
     return target, target.record, Runtime(machine.device, precision, 1, threads, machine.device == "cpu")
+
+
+def _chunk_of(target: Target, record: Record, runtime: Runtime) -> int | None:
+    """How many targets have logits at once: as in training, or as training on this machine would have it."""
+    if target.plan is not None:
+        return target.plan.loss_chunk
+    config: Any = target.model.config
+    refusal = loss_refusal(record.recipe, config, record.head(target.tokenizer), target.tokenizer)
+    return choose_loss_chunk(refusal, int(config.get_text_config().vocab_size), runtime.device)[0]
 
 
 def _record_before_loading(path: Path, kind: str, overrides: tuple[str, ...]) -> Record:

@@ -77,7 +77,7 @@ def bench(loaded: Loaded) -> Bench:
     accelerator = build_accelerator(plan.runtime)
     model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
     make_ready(model, plan)
-    module = accelerator.prepare_model(training_module(model, loaded.recipe.objective))
+    module = accelerator.prepare_model(training_module(model, loaded.recipe.objective, plan.loss_chunk))
     optimizer = build_optimizer(plan, loaded.recipe.method, model)
     return Bench(plan, prepared, accelerator, model, module, optimizer, loaded.recipe.objective)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from ftune.lookup import find, names_in
 from ftune.metrics import names_of
@@ -72,6 +72,10 @@ class Objective(BaseModel):
     """How rows become examples."""
     generation_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that need generated text."""
+    predicts_tokens: ClassVar[bool] = False
+    """Whether the head has an output for each token of the vocabulary."""
+
+    _chunk: int | None = PrivateAttr(default=None)
 
     @property
     def formats(self) -> frozenset[str]:
@@ -99,6 +103,15 @@ class Objective(BaseModel):
     def bound(self, labels: Sequence[str], counts: Mapping[str, int]) -> Self:
         """The same objective once the labels of the training rows, and how often each occurs, are known."""
         return self
+
+    def in_chunks(self, chunk: int | None) -> Self:
+        """The same objective with logits of so many targets at once; None makes those of all tokens.
+
+        Only where `predicts_tokens`, and only on models that `ftune.loss_trial` does not refuse.
+        """
+        copy = self.model_copy()
+        copy._chunk = chunk
+        return copy
 
     def drawer(self, tokenizer: PreTrainedTokenizerBase) -> Draw | None:
         """What hides part of an example anew in each epoch, or None where nothing is hidden.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ftune.attention import packed_arguments
+from ftune.cross_entropy import token_losses
 
 if TYPE_CHECKING:
     import torch
@@ -39,30 +40,37 @@ def end_to_end(examples: list[Example]) -> Batch:
     return {**batch, "lengths": torch.from_numpy(lengths)}
 
 
-def packed_losses(model: torch.nn.Module, batch: Batch, ahead: int) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_losses(
+    model: torch.nn.Module, batch: Batch, ahead: int, chunk: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of -log p(label) over each row's targets, in fp32, and their number; both [B].
 
-    Outputs are computed at the targets only, where the model can do that.
+    Without chunks, outputs are computed at the targets only where the model can do that.
 
     Args:
         model: understands `segments`, see `ftune.attention`.
         batch: of `end_to_end`.
         ahead: how many places before a target its prediction stands: 1 for the next token, 0 for a label.
+        chunk: how many targets have outputs at once, see `ftune.cross_entropy`; None is all.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
     targets = batch["is_target"][0].nonzero()[:, 0]  # [N]
-    lengths = batch["lengths"]
-    said = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        logits_to_keep=targets - ahead,
+    lengths, labels = batch["lengths"], batch["labels"][0, targets]
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "position_ids": batch["position_ids"],
         **packed_arguments(lengths, targets.device),
-    ).logits[0]  # [N, V], or [S, V] from a model that has no `logits_to_keep`
-    if len(said) != len(targets):
-        said = said[targets - ahead]
-    losses = cross_entropy(said.float(), batch["labels"][0, targets], reduction="none")  # [N]
+    }
+    if chunk is not None:
+        places = (torch.zeros_like(targets), targets - ahead)
+        losses = token_losses(model, inputs, places, labels, chunk=chunk)
+    else:
+        said = model(**inputs, logits_to_keep=targets - ahead).logits[0]  # [N, V], or [S, V] without `logits_to_keep`
+        if len(said) != len(targets):
+            said = said[targets - ahead]
+        losses = cross_entropy(said.float(), labels, reduction="none")  # [N]
     rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)[targets]
     counts = torch.bincount(rows, minlength=len(lengths))
     sums = torch.zeros(len(lengths), device=losses.device).index_add(0, rows, losses)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from ftune.cross_entropy import sums_of_rows, token_losses
 from ftune.objectives import TEXT_METRICS, Encoding, Objective
 from ftune.objectives._packed import packed_losses
 
@@ -25,6 +26,7 @@ class CausalLM(Objective):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     families: ClassVar[frozenset[str]] = frozenset({"decoder"})
     packs: ClassVar[bool] = True
+    predicts_tokens: ClassVar[bool] = True
     encoding: ClassVar[Encoding] = "next_token"
     generation_metrics: ClassVar[tuple[str, ...]] = TEXT_METRICS
 
@@ -67,23 +69,14 @@ class CausalLM(Objective):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of -log p(token) over each row's targets, in fp32, and their number; both [B]."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
         if "lengths" in batch:
-            return packed_losses(model, batch, ahead=1)
-        logits = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"],
-            use_cache=False,
-        ).logits  # [B, T, V]
+            return packed_losses(model, batch, ahead=1, chunk=self._chunk)
         is_target = batch["is_target"][:, 1:]  # position t predicts token t+1
-        rows = is_target.nonzero()[:, 0]  # [N]
-        predictions = logits[:, :-1][is_target].float()  # [N, V]
-        losses = cross_entropy(predictions, batch["input_ids"][:, 1:][is_target], reduction="none")  # [N]
-        sums = torch.zeros(len(is_target), device=losses.device).index_add(0, rows, losses)
-        return sums, is_target.sum(dim=1)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        rows, columns = is_target.nonzero(as_tuple=True)  # [N]
+        labels = batch["input_ids"][:, 1:][is_target]
+        losses = token_losses(model, {**inputs, "use_cache": False}, (rows, columns), labels, chunk=self._chunk)
+        return sums_of_rows(losses, rows, len(is_target)), is_target.sum(dim=1)
 
 
 OBJECTIVE = CausalLM

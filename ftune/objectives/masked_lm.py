@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ftune.cross_entropy import sums_of_rows, token_losses
 from ftune.errors import Problem, RecipeError
 from ftune.objectives import Encoding, Objective
 from ftune.objectives._packed import packed_losses
@@ -39,6 +40,7 @@ class MaskedLM(Objective):
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     families: ClassVar[frozenset[str]] = frozenset({"encoder"})
     packs: ClassVar[bool] = True
+    predicts_tokens: ClassVar[bool] = True
     encoding: ClassVar[Encoding] = "hidden_tokens"
 
     @property
@@ -99,18 +101,13 @@ class MaskedLM(Objective):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of -log p(token) over each row's hidden tokens, in fp32, and their number; both [B]."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
         if "lengths" in batch:
-            return packed_losses(model, batch, ahead=0)
+            return packed_losses(model, batch, ahead=0, chunk=self._chunk)
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "is_target")}
-        logits = model(**inputs).logits  # [B, T, V]
         is_target = batch["is_target"]
-        rows = is_target.nonzero()[:, 0]  # [N]
-        losses = cross_entropy(logits[is_target].float(), batch["labels"][is_target], reduction="none")  # [N]
-        sums = torch.zeros(len(is_target), device=losses.device).index_add(0, rows, losses)
-        return sums, is_target.sum(dim=1)
+        places = is_target.nonzero(as_tuple=True)  # [N]
+        losses = token_losses(model, inputs, places, batch["labels"][is_target], chunk=self._chunk)
+        return sums_of_rows(losses, places[0], len(is_target)), is_target.sum(dim=1)
 
 
 OBJECTIVE = MaskedLM

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ftune.cross_entropy import sums_of_rows, token_losses
 from ftune.errors import Problem, RecipeError
 from ftune.objectives import TEXT_METRICS, Encoding, Objective
 from ftune.objectives._padding import padded
@@ -41,6 +42,7 @@ class Seq2SeqLM(Objective):
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     families: ClassVar[frozenset[str]] = frozenset({"encoder_decoder"})
+    predicts_tokens: ClassVar[bool] = True
     encoding: ClassVar[Encoding] = "pairs"
     generation_metrics: ClassVar[tuple[str, ...]] = TEXT_METRICS
 
@@ -89,24 +91,22 @@ class Seq2SeqLM(Objective):
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of -log p(token) over each row's answer, in fp32, and its length; both [B]."""
         import torch
-        from torch.nn.functional import cross_entropy
 
         answer, is_target = batch["answer"], batch["is_target"]
         config: Any = model.config
         start = torch.full_like(answer[:, :1], int(config.decoder_start_token_id))
-        logits = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            decoder_input_ids=torch.cat([start, answer[:, :-1]], dim=1),
-            use_cache=False,
-        ).logits  # [B, U, V]
-        rows = is_target.nonzero()[:, 0]  # [N]
-        smoothing = self.label_smoothing if model.training else 0.0
-        losses = cross_entropy(
-            logits[is_target].float(), answer[is_target], reduction="none", label_smoothing=smoothing
-        )  # [N]
-        sums = torch.zeros(len(is_target), device=losses.device).index_add(0, rows, losses)
-        return sums, is_target.sum(dim=1)
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "decoder_input_ids": torch.cat([start, answer[:, :-1]], dim=1),
+            "use_cache": False,
+        }
+        places = is_target.nonzero(as_tuple=True)  # [N]
+        losses = token_losses(
+            model, inputs, places, answer[is_target], chunk=self._chunk,
+            smoothing=self.label_smoothing if model.training else 0.0,
+        )  # fmt: skip
+        return sums_of_rows(losses, places[0], len(is_target)), is_target.sum(dim=1)
 
 
 def _spans(hideable: np.ndarray, seed: int, share: float, mean_length: float) -> list[tuple[int, int]]:

@@ -267,13 +267,26 @@ def test_memory_by_hand() -> None:
         "gradients": 400,
         "optimizer": 800,
         "activations": tokens * 8 * 2 * 30 * 4,
-        "logits": tokens * 50 * 20,
+        "logits": tokens * 50 * 8,
     }
     again = estimate_memory(
         recipe_of(), known, precision=plan.precision, frozen_dtype=plan.frozen_dtype, tokens=tokens,
+        loss_chunk=plan.loss_chunk,
         checkpointing=plan.activation_checkpointing,
     )  # fmt: skip
     assert again == plan.memory_bytes
+
+
+def test_logits_of_a_few_targets_at_a_time() -> None:
+    shape = {"vocabulary": 2**20, "longest": 80}
+    train = {"micro_batch_size": 3, "activation_checkpointing": False}
+    plan = plan_of(facts(**shape), train=train)
+    assert plan.loss_chunk == 16 and "a trial" in plan.sources["loss_chunk"]
+    assert plan.memory_bytes["logits"] == 16 * 2**20 * 8
+    refused = plan_of(facts(**shape, chunking_refusal="opt goes around its body"), train=train)
+    assert refused.loss_chunk is None and refused.sources["loss_chunk"] == "auto: opt goes around its body"
+    assert refused.memory_bytes["logits"] == 240 * 2**20 * 20
+    assert plan_of(facts(**shape, device="cuda"), train=train).loss_chunk == 128
 
 
 def test_disk() -> None:
