@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,3 @@ def encode_all(samples: Sequence[Sample], renderer: Renderer, **settings: Any) -
         DataError: as training would.
     """
     return examples_of(samples, lambda rows: encode_rows(rows, renderer, **settings))
-
-
-def folders_left() -> list[str]:
-    """Temporary folders of data that nobody deleted."""
-    return [path.name for path in Path(tempfile.gettempdir()).glob("ftune-data-*")]

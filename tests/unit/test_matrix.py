@@ -85,8 +85,7 @@ def test_law_2_what_learns(shared: Shared, cell: Cell) -> None:
         assert learning & heads, "a fresh head learns"
     plan = json.loads((folder / "run" / "plan.json").read_text())
     assert plan["trainable_parameters"]["value"] == sum(before[name].numel() for name in learning)
-    shapes_count = _closed_form(cell)
-    if shapes_count is not None and not fresh:
+    if not fresh and (shapes_count := _closed_form(cell)) is not None:
         assert plan["trainable_parameters"]["value"] == shapes_count
 
 

@@ -11,6 +11,7 @@ from laws import recipe, train
 from safetensors.numpy import load_file
 
 from ftune.data.order import window
+from ftune.data.pack import Cut
 from ftune.data_report import account, source_rows
 from ftune.errors import Interrupted
 from ftune.listener import Listener
@@ -74,7 +75,7 @@ def test_a_step_takes_examples_and_packs_them_like_any(tmp_path: Path, packing: 
     assert len(examples) == LEARNED
     seen = []
     for step in range(-(-LEARNED // 5)):
-        one = window(examples, step, batch_size=5, micro_batch_size=2, seed=0, capacity=400 if packing else None)
+        one = window(examples, step, batch_size=5, cut=Cut(2, 400 if packing else None, packed=packing), seed=0)
         seen += [(example.number, example.num_tokens) for batch in one.micro_batches for example in batch]
     assert sorted(seen) == sorted((example.number, example.num_tokens) for example in examples)
 

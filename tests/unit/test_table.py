@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gc
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import byte_tokenizer
-from written import folders_left, outcome_of, table_of
+from written import outcome_of, table_of
 
 from ftune.data.chat import Turn
 from ftune.data.columns import Columns, ColumnsWriter
@@ -116,13 +117,13 @@ def test_examples_are_read_from_the_disk() -> None:
     assert outcome_of(rows[:-1], encode).examples.fingerprint != outcome.examples.fingerprint
 
 
-def test_a_temporary_table_is_deleted_when_nobody_needs_it() -> None:
-    before = set(folders_left())
+def test_a_temporary_table_is_deleted_when_nobody_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     table = table_of([document(1)])
-    assert len(set(folders_left()) - before) == 1
+    assert len(list(tmp_path.iterdir())) == 1
     del table
     gc.collect()
-    assert set(folders_left()) <= before
+    assert not list(tmp_path.iterdir())
 
 
 def test_columns(tmp_path: Path) -> None:
