@@ -71,9 +71,9 @@ def page(found: dict[str, Any]) -> str:
     conditions, machine = found["conditions"], found["machine"]
     parts = [
         f"{found['date']}. {machine['processor']}, {conditions['threads']} threads, {machine['memory_gib']:.0f} GiB. "
-        f"{conditions['dtype']}, allocator of everyone: {conditions['allocator']}. Medians of {conditions['runs']} runs "
-        f"in turn of {conditions['steps']} steps of {conditions['batch_size']} rows each, after {conditions['skip']} "
-        f"that do not count. Command: `{found['command']}`.",
+        f"{conditions['dtype']}, allocator of everyone: {conditions['allocator']}. Medians of {conditions['runs']} "
+        f"runs in turn of {conditions['steps']} steps of {conditions['batch_size']} rows each, after "
+        f"{conditions['skip']} that do not count. Command: `{found['command']}`.",
         "Ratios are medians over pairs of runs, with 95% of 10,000 bootstrap draws of the pairs.",
     ]
     if conditions["runs"] < 5 or conditions["steps"] < 20:

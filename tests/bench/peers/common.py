@@ -47,9 +47,11 @@ class Lines(TrainerCallback):
             "learns": sorted({str(p.dtype) for p in learns}),
             "frozen": sorted({str(p.dtype) for p in every if not p.requires_grad}),
         }
-        write(self.settings.metrics, event="model", learns=sum(p.numel() for p in learns), dtypes=dtypes,
-              attention=model.config._attn_implementation, rate=args.learning_rate,
-              betas=[args.adam_beta1, args.adam_beta2], weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm)  # fmt: skip
+        write(
+            self.settings.metrics, event="model", learns=sum(p.numel() for p in learns), dtypes=dtypes,
+            attention=model.config._attn_implementation, rate=args.learning_rate, weight_decay=args.weight_decay,
+            betas=[args.adam_beta1, args.adam_beta2], max_grad_norm=args.max_grad_norm,
+        )  # fmt: skip
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **parts: Any) -> None:
         if "loss" not in logs:
@@ -80,7 +82,7 @@ def trainer_arguments(settings: Any) -> dict[str, Any]:
     }
 
 
-def check_isolation(trainer: Any) -> dict[str, Any]:
+def check_isolation(model: Any, batches: Any) -> dict[str, Any]:
     """Whether rows of a packed batch see each other: logits of the second row, in the pack and alone.
 
     Returns:
@@ -88,8 +90,8 @@ def check_isolation(trainer: Any) -> dict[str, Any]:
     """
     import torch
 
-    batch = next(iter(trainer.get_train_dataloader()))
-    model = trainer.model.eval()
+    batch = next(iter(batches))
+    model.eval()
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "num_items_in_batch") and torch.is_tensor(v)}
     begins = [i for i, place in enumerate(inputs["position_ids"][0].tolist()) if place == 0]
     ids = inputs["input_ids"][0]

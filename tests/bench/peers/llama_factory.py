@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ class Look(TrainerCallback):
     """Says what the trainer was given, and checks it instead of training where that was asked for."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        ids = [i for batch in parts["train_dataloader"].dataset["input_ids"] for i in batch]
+        batches = parts["train_dataloader"]
+        ids = [i for pack in batches.dataset["input_ids"] for i in pack]
         write(settings.metrics, event="data", rows=ids.count(settings.start_id) / 2,
               tokens=sum(i != settings.pad_id for i in ids))  # fmt: skip
+        if settings.check:
+            write(settings.metrics, **check_isolation(parts["model"], batches))
+            sys.exit()
 
 
 folder = Path(settings.scratch)
@@ -39,13 +44,11 @@ run_exp(
         "lora_target": "all",
         "dataset": "bench",
         "dataset_dir": settings.scratch,
-        "template": "chatml",
         "cutoff_len": settings.pack_length,
         "packing": True,
         "neat_packing": True,
         "disable_gradient_checkpointing": True,
         "disable_shuffling": True,
-        "overwrite_output_dir": True,
         "disable_tqdm": True,
     },
     callbacks=[Look(), Lines(settings)],

@@ -31,6 +31,6 @@ ids = [i for pack in packs["input_ids"] for i in pack]
 write(settings.metrics, event="data", packs=len(packs), rows=ids.count(settings.start_id) / 2,
       tokens=sum(i != settings.pad_id for i in ids))  # fmt: skip
 if settings.check:
-    write(settings.metrics, **check_isolation(trainer))
+    write(settings.metrics, **check_isolation(trainer.model, trainer.get_train_dataloader()))
 else:
     trainer.train()
