@@ -86,6 +86,7 @@ def page(found: dict[str, Any]) -> str:
     for contest in found["contests"]:
         parts += [f"### {contest['kind']}, {contest['workload']}", table(contest["rows"])]
         parts += [f"`{search['name']}`: {outcome(search)}." for search in contest["search"][:0]]
+        parts += [f"**Not the same work: {remark}.**" for remark in contest["remarks"]]
         if contest["search"]:
             tried = ", ".join(f"{one['name']} {outcome(one)}" for one in contest["search"])
             parts.append(f"Micro-batches of peers, tried before: {tried}.")

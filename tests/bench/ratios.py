@@ -42,6 +42,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     return float(np.median(pairs)), float(low), float(high)
 
 
+def tokens_read(record: dict[str, Any]) -> int:
+    """Tokens of all rows as the trainer had them: of its data if it said so, else of its steps, which see all once."""
+    said = [event["tokens"] for event in record["events"] if event["event"] == "data"]
+    return int(said[0]) if said else sum(step["tokens"] for step in record["steps"])
+
+
 def measures(record: dict[str, Any], skip: int) -> dict[str, float]:
     """The numbers of a run that are compared."""
     return {

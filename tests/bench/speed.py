@@ -30,7 +30,7 @@ import startup
 from contests import Contest
 from environments import PINS, InstallError, find_tcmalloc, python_of, versions_of
 from race import ENVIRONMENT, OWN_PYTHON, ROOT, Conditions, Entry, ordered_rows, run
-from ratios import real_speed, summary, table
+from ratios import real_speed, summary, table, tokens_read
 from workloads import SHAPES, build, count_tokens, read_rows
 
 QUICK = {"workloads": "W1", "contests": "lora", "runs": 2, "steps": 2, "skip": 1, "batch_size": 4, "search_steps": 0}
@@ -151,7 +151,8 @@ class Bench:
     def contest(self, contest: Contest) -> None:
         """Trials of the peers' micro-batches, then rounds, every second one in reverse."""
         asked = self.asked
-        kept: dict[str, Any] = {"kind": contest.kind, "workload": contest.workload, "search": [], "rounds": []}
+        kept: dict[str, Any] = {"kind": contest.kind, "workload": contest.workload, "search": [], "rounds": [],
+                                "remarks": []}  # fmt: skip
         self.raw["contests"].append(kept)
         entries = [self.best(entry, contest.workload, kept["search"]) for entry in contest.entries]
         conditions = self.conditions(contest.workload, asked.skip + asked.steps)
@@ -163,6 +164,10 @@ class Bench:
             turn = entries if number % 2 == 0 else entries[::-1]
             records = {entry.name: self.once(entry, conditions) for entry in turn}
             kept["rounds"].append({entry.name: records[entry.name] for entry in entries})
+            for name, record in records.items():
+                if record["error"] is None and (read := tokens_read(record)) != kept["tokens"]:
+                    kept["remarks"].append(f"{name} read {read} tokens of {kept['tokens']} in round {number + 1}")
+                    _say(kept["remarks"][-1])
             self.save()
 
     def best(self, entry: Entry, workload: str, search: list[dict[str, Any]]) -> Entry:
@@ -195,7 +200,7 @@ def compact(raw: dict[str, Any]) -> dict[str, Any]:
         if contest["rounds"]:
             first = next(iter(contest["rounds"][0]))
             rows = summary(contest["rounds"], first, skip)
-            kept = {key: contest[key] for key in ("kind", "workload", "tokens", "search")}
+            kept = {key: contest[key] for key in ("kind", "workload", "tokens", "search", "remarks")}
             found.append({**kept, "rows": rows})
     return {**raw, "contests": found}
 

@@ -66,6 +66,12 @@ def rounds() -> list[dict[str, dict[str, Any]]]:
     ]
 
 
+def test_tokens_read_are_those_of_the_data_where_they_are_known() -> None:
+    one = {**record([1.0, 2.0], [30, 40]), "events": [{"event": "model"}]}
+    assert ratios.tokens_read(one) == 70
+    assert ratios.tokens_read({**one, "events": [{"event": "data", "tokens": 90}]}) == 90
+
+
 def test_summary_compares_the_first_with_all_and_keeps_failures() -> None:
     ours, hf, trl = ratios.summary(rounds(), "ftune lora fp32", 1)
     assert ours["tokens_per_second"] == 100 and "ratios" not in ours
