@@ -40,7 +40,7 @@ def goal_rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     for kind, peer, measure, direction, required, goal in GOALS:
         for contest in found["contests"]:
-            same = kind == "fp32" and contest["kind"] == "lora" and found["conditions"]["dtype"] == "fp32"
+            same = kind == "fp32" and contest["kind"] == "lora" and contest["conditions"]["dtype"] == "fp32"
             if contest["kind"] != kind and not same:
                 continue
             for row in contest["rows"]:
@@ -68,24 +68,12 @@ def verdict(value: float, direction: str, required: float, goal: float) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """The section's text between its two marks."""
-    conditions, machine = found["conditions"], found["machine"]
-    parts = [
-        f"{found['date']}. {machine['processor']}, {conditions['threads']} threads, {machine['memory_gib']:.0f} GiB. "
-        f"{conditions['dtype']}, allocator of everyone: {conditions['allocator']}. Medians of {conditions['runs']} "
-        f"runs in turn of {conditions['steps']} steps of {conditions['batch_size']} rows each, after "
-        f"{conditions['skip']} that do not count. Command: `{found['command']}`.",
-        "Ratios are medians over pairs of runs, with 95% of 10,000 bootstrap draws of the pairs.",
-    ]
-    if conditions["runs"] < 5 or conditions["steps"] < 20:
-        parts.append("**Too few runs or steps to rest anything on: a trial of the benchmark.**")
-    if found["remark"]:
-        parts.append(found["remark"])
+    parts = ["Ratios are medians over pairs of runs, with 95% of 10,000 bootstrap draws of the pairs."]
     goals = ["| ftune / the other | required / goal | measured | reached |", "|---|---|---|---|"]
     goals += [f"| {' | '.join(row)} |" for row in goal_rows(found)]
     parts += ["\n".join(goals), RECORDED]
     for contest in found["contests"]:
-        parts += [f"### {contest['kind']}, {contest['workload']}", table(contest["rows"])]
-        parts += [f"`{search['name']}`: {outcome(search)}." for search in contest["search"][:0]]
+        parts += [f"### {contest['kind']}, {contest['workload']}", how(contest), table(contest["rows"])]
         parts += [f"**Not the same work: {remark}.**" for remark in contest["remarks"]]
         if contest["search"]:
             tried = ", ".join(f"{one['name']} {outcome(one)}" for one in contest["search"])
@@ -95,6 +83,22 @@ def page(found: dict[str, Any]) -> str:
     ]
     parts.append("\n".join(["| environment | versions |", "|---|---|", *versions]))
     return "\n\n".join(parts) + "\n"
+
+
+def how(contest: dict[str, Any]) -> str:
+    """On what, and how much of it, a contest was measured."""
+    conditions, machine = contest["conditions"], contest["machine"]
+    parts = [
+        f"{contest['date']}. {machine['processor']}, {conditions['threads']} threads, {machine['memory_gib']:.0f} GiB; "
+        f"{conditions['dtype']}; allocator of everyone: {conditions['allocator']}. Medians of {contest['rounds']} runs "
+        f"in turn, {conditions['steps']} steps of {conditions['batch_size']} rows after {conditions['skip']} that do "
+        f"not count. Command: `{contest['command']}`."
+    ]
+    if conditions["settings"]:
+        parts.append(f"Recipe of ftune: {', '.join(conditions['settings'])}.")
+    if contest["rounds"] < 5 or conditions["steps"] < 20:
+        parts.append("**Fewer runs or steps than the goals ask for (5 and 20).**")
+    return " ".join([*parts, contest["remark"]]).strip()
 
 
 def outcome(search: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
     python tests/bench/speed.py                  # everything: hours, on a machine that does nothing else
     python tests/bench/speed.py --quick          # does it work? a small workload, few steps, numbers to throw away
     python tests/bench/speed.py --check          # do packed rows of the peers see each other?
-    python tests/bench/speed.py --from RAW.json  # the tables of a run that is done
+    python tests/bench/speed.py --from RAW.json ...  # the tables of benchmarks that are done, or were cut
 
 Makes the workloads, sets each peer up in an environment of its own, finds each peer's best micro-batch in a short
 trial, and runs everyone in turn. All of it lies under `.bench/` of the checkout; every round is added to
@@ -20,7 +20,6 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def options(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"other defaults: {QUICK}")
     parser.add_argument("--check", action="store_true", help="only look whether packed rows see each other")
-    parser.add_argument("--from", dest="raw", type=Path, help="raw results to make the tables of, without any run")
+    parser.add_argument("--from", dest="raw", type=Path, nargs="+", help="raw results to make tables of, without a run")
     parser.add_argument("--publish", action="store_true", help="write tests/bench/speed.json and docs/results.md")
     parser.add_argument("--remark", default="", help="a sentence for the page, such as what else ran")
     parser.add_argument("--workloads", default="W1,W2", help="W1 (28M), W2 (135M)")
@@ -51,7 +50,7 @@ def options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="rounds in which everyone runs once")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps that count in each run")
     parser.add_argument("--skip", type=int, default=2, help="optimizer steps before them that do not")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows of an optimizer step")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows of an optimizer step; a multiple of 4")
     parser.add_argument("--pack-length", type=int, default=512, help="tokens of a pack of the peers that pack")
     parser.add_argument("--search-steps", type=int, default=2, help="steps of the trial of a micro-batch; 0: none")
     parser.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto: what is fast here")
@@ -68,6 +67,8 @@ def options(words: list[str]) -> argparse.Namespace:
         setattr(asked, name, [word for word in getattr(asked, name).split(",") if word])
     if asked.skip < 1:
         parser.error("--skip: at least 1, since the first step holds the start")
+    if asked.batch_size % 4:
+        parser.error("--batch-size: a multiple of 4, so that each micro-batch of a peer divides it")
     if unknown := set(asked.workloads) - set(SHAPES) | set(asked.peers) - set(program.PEERS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join((*SHAPES, *program.PEERS))}")
     asked.cache = asked.cache.absolute()
@@ -156,9 +157,8 @@ class Bench:
         self.raw["contests"].append(kept)
         entries = [self.best(entry, contest.workload, kept["search"]) for entry in contest.entries]
         conditions = self.conditions(contest.workload, asked.skip + asked.steps)
-        kept["tokens"] = count_tokens(
-            conditions.workload, read_rows(conditions.workload, 10**9)[: conditions.steps * asked.batch_size]
-        )
+        rows = read_rows(conditions.workload, conditions.steps * asked.batch_size)
+        kept["tokens"] = count_tokens(conditions.workload, rows)
         for number in range(asked.runs):
             _say(f"{contest.name}: round {number + 1} of {asked.runs}")
             turn = entries if number % 2 == 0 else entries[::-1]
@@ -186,23 +186,25 @@ class Bench:
 
     def check(self) -> None:
         """Whether packed rows see each other, for each peer that packs."""
-        conditions = replace(self.conditions(self.asked.workloads[0], 2))
+        conditions = self.conditions(self.asked.workloads[0], 2)
         for entry in program.entries_of("lora", self.dtype, self.asked.peers, self.asked.batch_size):
             if entry.tool in ("trl", "llamafactory"):
                 self.once(entry, conditions, check=True)
 
 
-def compact(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is kept in the repository: medians, ratios and intervals instead of every line."""
-    skip = raw["conditions"]["skip"]
-    found = []
-    for contest in raw["contests"]:
-        if contest["rounds"]:
+def compact(raws: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept in the repository: medians, ratios and intervals of one benchmark, or of several done in parts."""
+    contests, started, versions = [], {}, {}
+    for raw in raws:
+        started |= raw["startup"]
+        versions |= raw["versions"]
+        for contest in (contest for contest in raw["contests"] if contest["rounds"]):
             first = next(iter(contest["rounds"][0]))
-            rows = summary(contest["rounds"], first, skip)
+            rows = summary(contest["rounds"], first, raw["conditions"]["skip"])
             kept = {key: contest[key] for key in ("kind", "workload", "tokens", "search", "remarks")}
-            found.append({**kept, "rows": rows})
-    return {**raw, "contests": found}
+            of_raw = {key: raw[key] for key in ("date", "command", "remark", "machine", "conditions")}
+            contests.append({**kept, **of_raw, "rounds": len(contest["rounds"]), "rows": rows})
+    return {"contests": contests, "startup": started, "versions": versions}
 
 
 def _processor() -> str:
@@ -232,10 +234,10 @@ def main() -> None:
             bench.contest(contest)
         bench.save()
         _say(f"raw results: {bench.raw_file}")
-        raw = bench.raw
+        raws = [bench.raw]
     else:
-        raw = json.loads(asked.raw.read_text(encoding="utf-8"))
-    found = compact(raw)
+        raws = [json.loads(file.read_text(encoding="utf-8")) for file in asked.raw]
+    found = compact(raws)
     for contest in found["contests"]:
         print(f"\n{contest['kind']} {contest['workload']}\n{table(contest['rows'])}")
     print()

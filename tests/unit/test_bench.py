@@ -165,6 +165,33 @@ def test_peers_read_the_rows_in_the_order_of_ftune() -> None:
     assert {e.number for e in taken.micro_batches[0]} == {row["number"] for row in ordered[4:8]}  # type: ignore[attr-defined]
 
 
+def kept(**changes: Any) -> dict[str, Any]:
+    conditions = {"threads": 2, "dtype": "fp32", "allocator": "tcmalloc", "steps": 20, "batch_size": 16, "skip": 2}
+    contest = {
+        "kind": "lora", "workload": "W1", "tokens": 290, "search": [], "remarks": [], "rounds": 5, "date": "2026-01-01",
+        "command": "python tests/bench/speed.py", "remark": "", "machine": {"processor": "P", "memory_gib": 24.0},
+        "conditions": {**conditions, "settings": []}, "rows": ratios.summary(rounds(), "ftune lora fp32", 1), **changes,
+    }  # fmt: skip
+    return {"contests": [contest], "startup": {"ftune --help": [1.25, 1.2, 1.4]}, "versions": {"stock": {"trl": "1"}}}
+
+
+def test_page_has_the_goals_that_were_measured() -> None:
+    said = page.goal_rows(kept())
+    assert ("real tokens a second, W1: ftune lora fp32 / hf lora fp32 2x8", "at least 2.5 / 3",
+            "4.00 (4.00 to 4.00)", "goal") in said  # fmt: skip
+    # of fp32 there is no contest of its own where everything is in fp32: LoRA's counts for both goals
+    assert sum("tokens a second" in what for what, *_ in said) == 2
+    assert said[-1] == ("`ftune --help` / bare imports", "at most 1.3", "1.25 (1.20 to 1.40)", "goal")
+    assert not any("trl" in what for what, *_ in said), "a peer that failed has no ratio"
+
+
+def test_page_says_what_is_wrong_with_a_measurement() -> None:
+    assert "Fewer runs" not in page.page(kept()) and "Not the same work" not in page.page(kept())
+    assert "Fewer runs or steps" in page.page(kept(rounds=4))
+    assert "**Not the same work: x read 1 token.**" in page.page(kept(remarks=["x read 1 token"]))
+    assert "hf 1x1 failed (no memory)" in page.page(kept(search=[{"name": "hf 1x1", "speed": 0, "error": "no memory"}]))
+
+
 def test_section_is_put_between_its_marks_only() -> None:
     text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
     assert page.with_section(text, "new\n") == f"before\n{page.BEGIN}\n\nnew\n\n{page.END}\nafter\n"

@@ -83,7 +83,7 @@ def trainer_arguments(settings: Any) -> dict[str, Any]:
 
 
 def check_isolation(model: Any, batches: Any) -> dict[str, Any]:
-    """Whether rows of a packed batch see each other: logits of the second row, in the pack and alone.
+    """Whether rows of a packed batch see each other: logits of all rows but the first, in the pack and alone.
 
     Returns:
         The largest difference of logits, relative to the largest logit; `rows` compared; keys of the batch.
@@ -95,10 +95,11 @@ def check_isolation(model: Any, batches: Any) -> dict[str, Any]:
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "num_items_in_batch") and torch.is_tensor(v)}
     begins = [i for i, place in enumerate(inputs["position_ids"][0].tolist()) if place == 0]
     ids = inputs["input_ids"][0]
+    ends = [*begins[1:], len(ids)]
     with torch.no_grad():
         packed = model(**inputs, use_cache=False).logits[0].float()
         worst, compared = 0.0, 0
-        for first, last in zip(begins[1:], begins[2:], strict=False):
+        for first, last in zip(begins[1:], ends[1:], strict=True):
             if last - first < 8:
                 continue  # padding, which some count as rows of one token
             alone = model(input_ids=ids[None, first:last], use_cache=False).logits[0].float()
