@@ -46,9 +46,10 @@ crash: $(READY)  ## kill and break runs at every durable operation
 gpu: $(READY)  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu -rs
 
-bench: $(READY)  ## start-up time beside the bare imports; the search for leaks beside tokenising
-	$(BIN)/python tests/bench/startup.py
+BENCH ?=
+bench: $(READY)  ## beside other trainers, in turn: hours; BENCH="--quick" tries it; docs/benchmark.md
 	$(BIN)/python tests/bench/leakage.py
+	$(BIN)/python tests/bench/speed.py $(BENCH)
 
 clean:  ## delete the environment and the demo's run
 	rm -rf $(VENV) runs/demo

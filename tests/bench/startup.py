@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 
+from ratios import ratio, shown
+
 PAIRS = 15
-BARE = [sys.executable, "-c", "import typer, pydantic, yaml"]
+BARE = [sys.executable, "-c", "import typer, pydantic, yaml, rich"]
 COMMANDS = {
     "ftune --help": ["--help"],
     "ftune check recipes/quickstart.yaml": ["check", "recipes/quickstart.yaml"],
@@ -25,16 +27,18 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
+def measure() -> dict[str, tuple[float, float, float]]:
+    """Print the times, and return each command's ratio with its 95% interval over the pairs."""
     print(f"{'command':<38} {'median s':>9} {'bare s':>7} {'ratio':>6}   (median of {PAIRS} interleaved pairs)")
+    found = {}
     for name, arguments in COMMANDS.items():
         command = [sys.executable, "-m", "ftune", *arguments]
         seconds(command), seconds(BARE)  # warm the file cache
-        pairs = [(seconds(command), seconds(BARE)) for _ in range(PAIRS)]
-        ratio = statistics.median(ours / bare for ours, bare in pairs)
-        ours, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
-        print(f"{name:<38} {ours:>9.3f} {bare:>7.3f} {ratio:>6.2f}")
+        ours, bare = zip(*((seconds(command), seconds(BARE)) for _ in range(PAIRS)), strict=True)
+        found[name] = ratio(ours, bare)
+        print(f"{name:<38} {statistics.median(ours):>9.3f} {statistics.median(bare):>7.3f} {shown(found[name], '')}")
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    measure()
