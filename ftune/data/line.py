@@ -14,8 +14,13 @@ from ftune.data.shape import Sample
 
 
 def to_json(sample: Sample) -> bytes:
-    """A sample without its row, as JSON. What JSON has no word for becomes the text Python shows."""
-    values = {name: value for name, usual in _fields(Sample) if (value := getattr(sample, name)) != usual}
+    """A sample without its row, as JSON. What JSON has no word for becomes the text Python shows.
+
+    Of `fields`, those are kept that the template shows: nothing else reads them.
+    """
+    values = _unusual(sample)
+    if sample.fields is not None:
+        values["fields"] = {name: sample.fields[name] for name in sample.shown if name in sample.fields}
     return _ENCODER.encode(values).encode("utf-8", "surrogatepass")
 
 
@@ -27,17 +32,22 @@ def from_json(line: bytes, row: Row) -> Sample:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return vars(value)
+        return _unusual(value)
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, default=_plain, separators=(",", ":"))
 
 
+def _unusual(value: Any) -> dict[str, Any]:
+    """What of a dataclass is written: the fields that do not have their default, and not its row."""
+    usual = _defaults(type(value))
+    return {name: one for name, one in vars(value).items() if one != usual[name] and name != "row"}
+
+
 @functools.cache
-def _fields(kind: type) -> tuple[tuple[str, Any], ...]:
-    """Names and defaults of what is written."""
-    return tuple((field.name, field.default) for field in fields(kind) if field.name != "row")
+def _defaults(kind: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(kind)}
 
 
 def _rebuilt(kind: type, values: dict[str, Any], **more: Any) -> Any:

@@ -5,6 +5,7 @@ The tokenizer is called below transformers, whose lists of masks and places woul
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,6 +62,19 @@ def core_of(tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Iterator[To
         yield core
     finally:
         core.post_processor = kept
+
+
+@contextmanager
+def few_collections() -> Iterator[None]:
+    """Spares the garbage collector what is there already, such as all of torch, which it would walk through often."""
+    if gc.get_freeze_count():  # somebody else's, and theirs to give back
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def tokenised(

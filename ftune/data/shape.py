@@ -127,6 +127,8 @@ def named_columns(mapping: Mapping[str, str]) -> set[str]:
 
 def reach(row: Row, mapping: Mapping[str, str]) -> Row:
     """The row with every value that the mapping names from inside another, such as `translation.en`."""
+    if not mapping:
+        return row
     found = {}
     for name in named_columns(mapping) - row.values.keys():
         value: Any = row.values

@@ -18,6 +18,7 @@ import numpy as np
 from ftune.data.cache import Entry, facts_of
 from ftune.data.columns import Columns, ColumnsWriter, chunks, joined, numbered
 from ftune.data.encode import Encoded, Example
+from ftune.data.pipeline import few_collections
 from ftune.data.table import KEPT_PROBLEMS, SampleTable
 from ftune.errors import RowProblem
 
@@ -45,7 +46,7 @@ def write_tokens(folder: Path, rows: Iterable[int], encoded: Iterable[Encoded]) 
     notes: dict[str, int] = {"": 0}
     problems: list[tuple[int, str]] = []
     ends = dict.fromkeys(_PARTS.values(), 0)
-    with ColumnsWriter(folder, _TYPES) as columns:
+    with ColumnsWriter(folder, _TYPES) as columns, few_collections():
         waiting: dict[str, list[Any]] = {name: [] for name in (*_TYPES, *_OPTIONAL)}
 
         def flush() -> None:
@@ -74,20 +75,20 @@ def write_tokens(folder: Path, rows: Iterable[int], encoded: Iterable[Encoded]) 
 
 def _lay_out(example: Example, position: int, waiting: dict[str, list[Any]], ends: dict[str, int]) -> None:
     """Append one example to the arrays."""
-    digest = hashlib.blake2b(digest_size=16)
+    told = []
     for name, end in _PARTS.items():
         values = getattr(example, name)
         if values is None:
-            digest.update(b"\xff")
+            told.append(b"\xff")
             continue
-        digest.update(len(values).to_bytes(4, "little") + values.tobytes())
+        told += len(values).to_bytes(4, "little"), values.tobytes()
         ends[end] += len(values)
         waiting[name].append(values)
         waiting[end].append(ends[end])
     waiting["num_bytes"].append(example.num_bytes)
     waiting["num_targets"].append(example.num_targets)
     waiting["of"].append(position)
-    waiting["digest"] += struct.unpack("<QQ", digest.digest())
+    waiting["digest"] += struct.unpack("<QQ", hashlib.blake2b(b"".join(told), digest_size=16).digest())
 
 
 class TokenFile(Sequence[Example]):

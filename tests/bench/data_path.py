@@ -4,7 +4,8 @@
 
 Makes JSON lines of about 150 tokens and trains a tokenizer on some of them. Then a fresh process reads, renders,
 tokenises and writes all rows as `ftune train` would, and starts a second time from its cache. Another fresh process
-gives texts that are in memory already to `encode_batch`, before and after, with the same number of threads.
+gives texts that are in memory already to `encode_batch`, before and after, with the same number of threads. The data
+path also takes a quarter of the rows, which tells what memory each further row takes.
 """
 
 from __future__ import annotations
@@ -133,12 +134,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="ftune-bench-") as name:
         folder = Path(name)
-        generate(folder / "rows.jsonl", asked.megabytes, asked.kind)
-        make_tokenizer(folder / "rows.jsonl", folder / "tokenizer.json")
+        (folder / "quarter").mkdir()
+        for part, megabytes in ((folder, asked.megabytes), (folder / "quarter", asked.megabytes / 4)):
+            generate(part / "rows.jsonl", megabytes, asked.kind)
+            make_tokenizer(folder / "rows.jsonl", part / "tokenizer.json")
         bares = [fresh("bare", folder, asked.threads)]
         first = fresh("data_path", folder, asked.threads)
         bares.append(fresh("bare", folder, asked.threads))
         second = fresh("data_path", folder, asked.threads)
+        quarter = [fresh("data_path", folder / "quarter", asked.threads) for _ in range(2)]
     size = f"{asked.megabytes:g} MB of JSON lines ({asked.kind}), {first['rows']:,} rows, {first['tokens']:,} tokens"
     print(f"{size}; {asked.threads} threads of the tokenizer")
     for what in ("second", "cpu_second"):
@@ -146,8 +150,10 @@ def main() -> None:
         ours = first["tokens"] / first[f"{what}s"]
         print(f"tokens per {what}: {ours:,.0f}, bare encode_batch {plain:,.0f}, ratio {ours / plain:.2f}")
     print(f"peak memory {first['peak_mib']:,.0f} MiB, of which {first['imports_mib']:,.0f} MiB imports and tokenizer")
-    for which, part in (("first", first), ("second", second)):
-        print(f"{which} start {part['seconds']:,.1f} s ({part['story']}), peak memory {part['peak_mib']:,.0f} MiB")
+    for which, part, less in (("first", first, quarter[0]), ("second", second, quarter[1])):
+        growth = (part["peak_mib"] - less["peak_mib"]) * 2**20 / (part["rows"] - less["rows"])
+        told = f"peak memory {part['peak_mib']:,.0f} MiB, {growth:,.0f} bytes for each further row"
+        print(f"{which} start {part['seconds']:,.1f} s ({part['story']}), {told}")
 
 
 if __name__ == "__main__":
