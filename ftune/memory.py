@@ -31,8 +31,9 @@ def estimate_memory(
     """Bytes on one device, by item.
 
     Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed or
-    not needed; logits as themselves, their gradient and the copies that picking the supervised positions makes, in
-    fp32.
+    not needed, besides those of the layer that is being recomputed. What learns is fp32; where the computation is not,
+    autocast keeps a copy of each weight from its first use in a forward pass on. Logits count as themselves, their
+    gradient and the copies that picking the supervised positions makes, in fp32.
 
     Args:
         recipe: what was asked.
@@ -48,12 +49,18 @@ def estimate_memory(
     bits = recipe.learner.quantised_bits or 0.0
     plain = model.total_parameters - trainable - model.quantised_parameters
     predicts_tokens = recipe.objective.encoding not in ("row_labels", "token_labels")
-    kept = 2 if checkpointing or not recipe.learner.backpropagates else SAVED_PER_LAYER
+    kept = model.num_layers * SAVED_PER_LAYER
+    if not recipe.learner.backpropagates:
+        kept = model.num_layers * 2
+    elif checkpointing:
+        kept = model.num_layers * 2 + SAVED_PER_LAYER  # one layer at a time is computed again
+    cast = 0 if precision == "fp32" else trainable * element
     return {
         "frozen weights": int(plain * BYTES[frozen_dtype] + model.quantised_parameters * bits / 8),
         "trainable weights": trainable * 4,
+        "copies in the type of computation": cast,
         "gradients": trainable * 4,
         "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
-        "activations": int(tokens * model.width * model.num_layers * element * kept),
+        "activations": int(tokens * model.width * element * kept),
         "logits": tokens * model.vocabulary * (element + 16) if predicts_tokens else 0,
     }
