@@ -274,7 +274,12 @@ def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str
         tokens=values["micro_batch_tokens"] or values["micro_batch_size"] * longest_of(facts, values),
         checkpointing=values["activation_checkpointing"],
     )
-    decide("memory_bytes", memory, "estimate from shapes; the report compares it with what was used")
+    needed, there = sum(memory.values()), memory_of_a_process(facts, values["num_processes"])
+    verdict = "" if needed < 0.95 * there else "; this will hardly fit"
+    why = (
+        f"estimate from shapes, {needed / 2**30:.1f} of {there / 2**30:.1f} GiB{verdict}; the report has what was used"
+    )
+    decide("memory_bytes", memory, why)
     state = int(model.trainable_parameters * 4 * (1 + OPTIMIZER_STATES[recipe.train.optimizer]))
     decide("checkpoint_bytes", state, "trainable weights and optimizer in fp32")
     copies = recipe.checkpoint.keep + 1 + (values["best"] is not None)

@@ -127,22 +127,26 @@ def train_steps(
         if outcome is None:
             return
         loss, suspects = outcome
-        limit = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
         with meter.span("clipping"):
-            grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
+            grad_norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(_diverged(step, loss, grad_norm, work, _over_ranks(suspects, accelerator)))
         rate = learning_rate(plan, step)
         set_learning_rate(optimizer, rate)
         with meter.span("optimizer"):
             optimizer.step()
-        rows = sum(len(batch) for batch in work.micro_batches)
-        seconds = time.perf_counter() - started
-        flops = meter.flops(work)
-        yield StepResult(
-            step + 1, loss, grad_norm, rate, rows, work.num_tokens, work.num_targets, seconds, flops,
-            meter.mfu(flops, seconds),
-        )  # fmt: skip
+        yield _result(step, work, loss, grad_norm, rate, time.perf_counter() - started, meter)
+
+
+def _result(
+    step: int, work: Window, loss: float, grad_norm: float, rate: float, seconds: float, meter: Meter
+) -> StepResult:
+    rows = sum(len(batch) for batch in work.micro_batches)
+    flops = meter.flops(work)
+    return StepResult(
+        step + 1, loss, grad_norm, rate, rows, work.num_tokens, work.num_targets, seconds, flops,
+        meter.mfu(flops, seconds),
+    )  # fmt: skip
 
 
 def _accumulate(

@@ -38,9 +38,10 @@ def estimate_memory(
     """Bytes on one device, by item.
 
     Activations are counted as `SAVED_PER_LAYER` numbers a token, width and layer, or two when they are recomputed or
-    not needed. Logits of all tokens are counted as themselves, their gradient and the copies that picking the
-    supervised positions makes, in fp32; logits of a chunk of targets as themselves, whose memory becomes their
-    gradient's, and a copy.
+    not needed, besides those of the layer that is being recomputed. What learns is fp32; where the computation is not,
+    autocast keeps a copy of each weight from its first use in a forward pass on. Logits of all tokens are counted as
+    themselves, their gradient and the copies that picking the supervised positions makes, in fp32; logits of a chunk
+    of targets as themselves, whose memory becomes their gradient's, and a copy.
 
     Args:
         recipe: what was asked.
@@ -57,12 +58,18 @@ def estimate_memory(
     bits = recipe.learner.quantised_bits or 0.0
     plain = model.total_parameters - trainable - model.quantised_parameters
     logits = tokens * (element + 16) if loss_chunk is None else min(tokens, loss_chunk) * 2 * element
-    kept = 2 if checkpointing or not recipe.learner.backpropagates else SAVED_PER_LAYER
+    kept = model.num_layers * SAVED_PER_LAYER
+    if not recipe.learner.backpropagates:
+        kept = model.num_layers * 2
+    elif checkpointing:
+        kept = model.num_layers * 2 + SAVED_PER_LAYER  # one layer at a time is computed again
+    cast = 0 if precision == "fp32" else trainable * element
     return {
         "frozen weights": int(plain * BYTES[frozen_dtype] + model.quantised_parameters * bits / 8),
         "trainable weights": trainable * 4,
+        "copies in the type of computation": cast,
         "gradients": trainable * 4,
         "optimizer": int(trainable * 4 * OPTIMIZER_STATES[recipe.train.optimizer]),
-        "activations": int(tokens * model.width * model.num_layers * element * kept),
+        "activations": int(tokens * model.width * element * kept),
         "logits": logits * model.vocabulary if recipe.objective.predicts_tokens else 0,
     }

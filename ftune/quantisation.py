@@ -81,12 +81,8 @@ class Quantisation:
 def bitsandbytes(what: str = "quantised weights need", instead: str = "train with method: lora") -> Any:
     """The package, imported without its warning of a CPU kernel that is not there and not used.
 
-    Args:
-        what: needs it, for the message.
-        instead: what works without it.
-
     Raises:
-        MachineError: it is not installed.
+        MachineError: it is not installed; says `what` the package, and what to do `instead`.
     """
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = logger.level

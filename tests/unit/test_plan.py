@@ -264,6 +264,7 @@ def test_memory_by_hand() -> None:
     assert plan.memory_bytes == {
         "frozen weights": 900 * 4,
         "trainable weights": 400,
+        "copies in the type of computation": 0,
         "gradients": 400,
         "optimizer": 800,
         "activations": tokens * 8 * 2 * 30 * 4,
@@ -287,6 +288,39 @@ def test_logits_of_a_few_targets_at_a_time() -> None:
     assert refused.loss_chunk is None and refused.sources["loss_chunk"] == "auto: opt goes around its body"
     assert refused.memory_bytes["logits"] == 240 * 2**20 * 20
     assert plan_of(facts(**shape, device="cuda"), train=train).loss_chunk == 128
+
+
+@pytest.mark.parametrize(
+    ("card", "method", "optimizer", "checkpointing", "micro_batch"),
+    [
+        (24, "lora", "adamw", True, 1), (80, "lora", "adamw", False, 4), (24, "qlora", "adamw", False, 1),
+        (80, "qlora", "adamw", False, 4), (80, "full", "adamw_8bit", True, 1),
+        (80, "full", "adamw", True, 1), (141, "full", "adamw", True, 1),
+    ],
+)  # fmt: skip
+def test_a_7b_model_fits_the_cards_it_is_tuned_on_or_the_plan_says_that_it_does_not(
+    card: int, method: str, optimizer: str, checkpointing: bool, micro_batch: int
+) -> None:
+    """Llama 2 7B, rows of up to 1024 tokens; rank 16 on all linear layers is 40 million numbers."""
+    total, adapter, linear = 6_738_415_616, 39_976_960, 6_476_005_376
+    learning = total if method == "full" else adapter
+    known = gpu(
+        memory_bytes=card * GIB, num_layers=32, width=4096, vocabulary=32000, longest=1024, tokens=50_000,
+        total_parameters=total if method == "full" else total + adapter, trainable_parameters=learning,
+        quantised_parameters=linear if method == "qlora" else 0,
+    )  # fmt: skip
+    plan = plan_of(known, method=method, train={"optimizer": optimizer, "batch_size": 16})
+    assert (plan.activation_checkpointing, plan.micro_batch_size) == (checkpointing, micro_batch)
+    fits = (card, method) != (80, "full")
+    assert (sum(plan.memory_bytes.values()) < 0.95 * card * GIB) == fits, "and some is left for the libraries"
+    assert ("this will hardly fit" in plan.sources["memory_bytes"]) == (not fits)
+
+
+def test_a_layer_that_is_recomputed_is_there_once_and_learning_weights_have_a_copy_in_half_precision() -> None:
+    known = gpu(total_parameters=1000, trainable_parameters=100, width=8, num_layers=6, vocabulary=50, longest=10)
+    plan = plan_of(known, train={"micro_batch_size": 1, "activation_checkpointing": True})
+    assert plan.memory_bytes["activations"] == 10 * 8 * (6 * 2 + 30) * 2
+    assert plan.memory_bytes["copies in the type of computation"] == 200
 
 
 def test_disk() -> None:
