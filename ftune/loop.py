@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ftune.ahead import Ahead, Laid, lay_out
 from ftune.data.encode import Example
 from ftune.data.order import Draw, Mix, Window, derived_seed, window
 from ftune.errors import DivergedError, MemoryExhausted
@@ -38,6 +39,7 @@ class StepResult:
         learning_rate: of this update.
         rows, tokens, targets: of the window over all ranks, without pads.
         seconds: wall time.
+        data_wait: the part of it that was spent waiting for the rows, in seconds.
     """
 
     step: int
@@ -48,6 +50,7 @@ class StepResult:
     tokens: int
     targets: int
     seconds: float
+    data_wait: float
 
 
 def training_module(model: torch.nn.Module, objective: Objective) -> torch.nn.Module:
@@ -78,7 +81,7 @@ def train_steps(
     draw: Draw | None,
     first_step: int,
     interrupted: Callable[[], bool],
-) -> Iterator[StepResult]:
+) -> Generator[StepResult]:
     """Make updates `first_step` to `plan.steps - 1`.
 
     Args:
@@ -103,35 +106,43 @@ def train_steps(
     """
     module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    for step in range(first_step, plan.steps):
-        started = time.perf_counter()
-        work = window(
-            examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix
-        )  # fmt: skip
-        optimizer.zero_grad(set_to_none=True)
-        outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted)
-        if outcome is None:
-            return
-        loss, suspects = outcome
-        limit = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
-        grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(_diverged(step, loss, grad_norm, work, _over_ranks(suspects, accelerator)))
-        rate = learning_rate(plan, step)
-        set_learning_rate(optimizer, rate)
-        optimizer.step()
-        rows = sum(len(batch) for batch in work.micro_batches)
-        seconds = time.perf_counter() - started
-        yield StepResult(step + 1, loss, grad_norm, rate, rows, work.num_tokens, work.num_targets, seconds)
+    rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    on_cuda = device.type == "cuda"
+
+    def collate(rows: list[Example]) -> Batch:
+        return objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
+
+    def make(step: int) -> Laid:
+        work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
+        return lay_out(work, collate, rank, ranks, pin=on_cuda)
+
+    started = time.perf_counter()
+    with Ahead(make, range(first_step, plan.steps), device if on_cuda else None).made() as steps:
+        for laid, waited in steps:
+            optimizer.zero_grad(set_to_none=True)
+            outcome = _accumulate(plan, laid, accelerator, module, interrupted)
+            if outcome is None:
+                return
+            loss, suspects = outcome
+            limit = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
+            grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
+            work = laid.window
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise DivergedError(_diverged(work, loss, grad_norm, _over_ranks(suspects, accelerator)))
+            rate = learning_rate(plan, work.step)
+            set_learning_rate(optimizer, rate)
+            optimizer.step()
+            seconds = time.perf_counter() - started
+            counts = (work.num_rows, work.num_tokens, work.num_targets)
+            yield StepResult(work.step + 1, loss, grad_norm, rate, *counts, seconds, waited)
+            started = time.perf_counter()
 
 
 def _accumulate(
     plan: Plan,
-    work: Window,
+    laid: Laid,
     accelerator: Accelerator,
     module: torch.nn.Module,
-    objective: Objective,
-    pad_id: int,
     interrupted: Callable[[], bool],
 ) -> tuple[float, list[str]] | None:
     """Leave the window's gradient in the parameters.
@@ -143,23 +154,17 @@ def _accumulate(
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    ranks = accelerator.num_processes
-    mine = work.of_rank(accelerator.process_index, ranks)
-    weight = 1.0
-    if not mine:  # DDP waits for every rank's last backward: a zero-weighted dummy keeps it in step
-        mine, weight = [(0, work.micro_batches[0])], 0.0
+    ranks, work, weight = accelerator.num_processes, laid.window, laid.weight
     sums_of: list[tuple[tuple[Example, ...], torch.Tensor]] = []
-    for position, (number, examples) in enumerate(mine):
+    for position, (number, examples, batch) in enumerate(laid.batches):
         if ranks == 1 and interrupted():
             return None
         torch.manual_seed(derived_seed("micro-batch", plan.seed, work.step, number))
-        rows = list(examples)
-        laid = objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
-        batch = {name: values.to(accelerator.device) for name, values in laid.items()}
-        synchronise = nullcontext() if position == len(mine) - 1 else accelerator.no_sync(module)
+        there = {name: values.to(accelerator.device, non_blocking=True) for name, values in batch.items()}
+        synchronise = nullcontext() if position == len(laid.batches) - 1 else accelerator.no_sync(module)
         try:
             with synchronise:
-                sums, _ = module(batch)
+                sums, _ = module(there)
                 accelerator.backward(sums.sum() * (weight * ranks / work.num_targets))
         except RuntimeError as error:
             if should_reduce_batch_size(error):
@@ -183,19 +188,21 @@ def _over_ranks(places: list[str], accelerator: Accelerator) -> list[str]:
     return list(gather_object(places)) if accelerator.num_processes > 1 else places
 
 
-def _diverged(step: int, loss: float, grad_norm: float, work: Window, suspects: list[str]) -> str:
+def _diverged(work: Window, loss: float, grad_norm: float, suspects: list[str]) -> str:
     places = suspects or [example.place for batch in work.micro_batches for example in batch]
     shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
     return (
-        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; expected finite numbers. Stopped before the update; "
-        f"the last checkpoint is good. Rows: {shown}. Lower train.learning_rate, or look at these rows."
+        f"step {work.step + 1}: loss {loss}, gradient norm {grad_norm}; expected finite numbers. Stopped before the "
+        f"update; the last checkpoint is good. Rows: {shown}. Lower train.learning_rate, or look at these rows."
     )
 
 
 def _out_of_memory(plan: Plan) -> str:
-    smaller = max(1, plan.micro_batch_size // 2)
-    hint = f"Set train.micro_batch_size: {smaller}" if plan.micro_batch_size > 1 else "Lower data.max_length"
+    counted = plan.micro_batch_tokens is None
+    most = plan.micro_batch_size if plan.micro_batch_tokens is None else plan.micro_batch_tokens // plan.max_length
+    hint = f"Set train.micro_batch_size: {max(1, most // 2)}" if plan.micro_batch_size > 1 else "Lower data.max_length"
+    size = f"micro_batch_size {plan.micro_batch_size}" if counted else f"{plan.micro_batch_tokens} tokens a forward"
     return (
-        f"out of memory with micro_batch_size {plan.micro_batch_size} and max_length {plan.max_length}. {hint}, or "
+        f"out of memory with {size} and max_length {plan.max_length}. {hint}, or "
         "train.activation_checkpointing: true. The global batch stays the same."
     )
