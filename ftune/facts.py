@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ftune.allocator import look_at_allocator
+
 if TYPE_CHECKING:
     from ftune.data.build import Dataset
 
@@ -27,6 +29,7 @@ class Machine:
     fast_bf16: whether the device computes faster in bf16 than in fp32.
     num_threads: processor cores this process may use.
     asked_threads: the most threads a process may use, where the environment sets OMP_NUM_THREADS.
+    allocator: how memory of tensors is asked for, and why.
     disk_free_bytes: where the run folder will be.
     """
 
@@ -36,6 +39,7 @@ class Machine:
     fast_bf16: bool
     num_threads: int
     asked_threads: int | None
+    allocator: tuple[str, str]
     disk_free_bytes: int
 
 
@@ -110,15 +114,15 @@ def look_at_machine(folder: Path) -> Machine:
 
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     disk = shutil.disk_usage(existing).free
-    threads = cores(), asked_threads(os.environ)
+    threads, allocator = (cores(), asked_threads(os.environ)), look_at_allocator(os.environ)
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Machine("cuda", torch.cuda.device_count(), memory, bf16, *threads, disk)
+        return Machine("cuda", torch.cuda.device_count(), memory, bf16, *threads, allocator, disk)
     memory = psutil.virtual_memory().total
     if torch.backends.mps.is_available():
-        return Machine("mps", 1, memory, True, *threads, disk)
-    return Machine("cpu", 1, memory, _cpu_multiplies_bf16(), *threads, disk)
+        return Machine("mps", 1, memory, True, *threads, allocator, disk)
+    return Machine("cpu", 1, memory, _cpu_multiplies_bf16(), *threads, allocator, disk)
 
 
 def cores() -> int:

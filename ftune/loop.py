@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ftune.ahead import Ahead, Laid, lay_out
 from ftune.data.encode import Example
 from ftune.data.order import Draw, Mix, Window, derived_seed, window
 from ftune.errors import DivergedError, MemoryExhausted
@@ -39,6 +40,7 @@ class StepResult:
         learning_rate: of this update.
         rows, tokens, targets: of the window over all ranks, without pads.
         seconds: wall time.
+        data_wait: the part of it that was spent waiting for the rows, in seconds.
         flops: floating-point operations that the window needs, see `ftune.flops`.
         mfu: share of what the devices can do at most, where that is known.
     """
@@ -51,6 +53,7 @@ class StepResult:
     tokens: int
     targets: int
     seconds: float
+    data_wait: float
     flops: float
     mfu: float | None
 
@@ -92,7 +95,7 @@ def train_steps(
     first_step: int,
     interrupted: Callable[[], bool],
     meter: Meter,
-) -> Iterator[StepResult]:
+) -> Generator[StepResult]:
     """Make updates `first_step` to `plan.steps - 1`.
 
     Args:
@@ -117,45 +120,81 @@ def train_steps(
         MemoryExhausted: the micro-batch does not fit.
     """
     module.train()
+    rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    on_cuda = device.type == "cuda"
+
+    def collate(rows: list[Example]) -> Batch:
+        return objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
+
+    def make(step: int) -> Laid:
+        work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
+        return lay_out(work, collate, rank, ranks, pin=on_cuda)
+
+    todo = range(first_step, plan.steps)
+    with Ahead(make, todo, device if on_cuda else None).made() as ready:
+        for _ in todo:
+            started = time.perf_counter()
+            with meter.span("data"):
+                laid, waited = next(ready)
+            done = _update(plan, laid, accelerator, module, optimizer, interrupted, meter)
+            if done is None:
+                return
+            yield _result(laid.window, done, time.perf_counter() - started, waited, meter)
+
+
+class Done(NamedTuple):
+    """What an update did: loss per target, gradient norm before clipping, learning rate."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+def _update(
+    plan: Plan,
+    laid: Laid,
+    accelerator: Accelerator,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    interrupted: Callable[[], bool],
+    meter: Meter,
+) -> Done | None:
+    """One update of what learns; None, and no update, when interrupted.
+
+    Raises:
+        DivergedError: loss or gradient norm is not finite.
+    """
+    work = laid.window
+    optimizer.zero_grad(set_to_none=True)
+    outcome = _accumulate(plan, laid, accelerator, module, interrupted, meter)
+    if outcome is None:
+        return None
+    loss, suspects = outcome
     parameters = [p for p in module.parameters() if p.requires_grad]
-    for step in range(first_step, plan.steps):
-        started = time.perf_counter()
-        with meter.span("data"):
-            work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
-        optimizer.zero_grad(set_to_none=True)
-        outcome = _accumulate(plan, work, accelerator, module, objective, pad_id, interrupted, meter)
-        if outcome is None:
-            return
-        loss, suspects = outcome
-        with meter.span("clipping"):
-            grad_norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(_diverged(step, loss, grad_norm, work, _over_ranks(suspects, accelerator)))
-        rate = learning_rate(plan, step)
-        set_learning_rate(optimizer, rate)
-        with meter.span("optimizer"):
-            optimizer.step()
-        yield _result(step, work, loss, grad_norm, rate, time.perf_counter() - started, meter)
+    with meter.span("clipping"):
+        grad_norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise DivergedError(_diverged(work, loss, grad_norm, _over_ranks(suspects, accelerator)))
+    rate = learning_rate(plan, work.step)
+    set_learning_rate(optimizer, rate)
+    with meter.span("optimizer"):
+        optimizer.step()
+    return Done(loss, grad_norm, rate)
 
 
-def _result(
-    step: int, work: Window, loss: float, grad_norm: float, rate: float, seconds: float, meter: Meter
-) -> StepResult:
-    rows = sum(len(batch) for batch in work.micro_batches)
+def _result(work: Window, done: Done, seconds: float, waited: float, meter: Meter) -> StepResult:
     flops = meter.flops(work)
     return StepResult(
-        step + 1, loss, grad_norm, rate, rows, work.num_tokens, work.num_targets, seconds, flops,
+        work.step + 1, *done, work.num_rows, work.num_tokens, work.num_targets, seconds, waited, flops,
         meter.mfu(flops, seconds),
     )  # fmt: skip
 
 
 def _accumulate(
     plan: Plan,
-    work: Window,
+    laid: Laid,
     accelerator: Accelerator,
     module: torch.nn.Module,
-    objective: Objective,
-    pad_id: int,
     interrupted: Callable[[], bool],
     meter: Meter,
 ) -> tuple[float, list[str]] | None:
@@ -168,25 +207,18 @@ def _accumulate(
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    ranks = accelerator.num_processes
-    mine = work.of_rank(accelerator.process_index, ranks)
-    weight = 1.0
-    if not mine:  # DDP waits for every rank's last backward: a zero-weighted dummy keeps it in step
-        mine, weight = [(0, work.micro_batches[0])], 0.0
+    ranks, work, weight = accelerator.num_processes, laid.window, laid.weight
     sums_of: list[tuple[tuple[Example, ...], torch.Tensor]] = []
-    for position, (number, examples) in enumerate(mine):
+    for position, (number, examples, batch) in enumerate(laid.batches):
         if ranks == 1 and interrupted():
             return None
         torch.manual_seed(derived_seed("micro-batch", plan.seed, work.step, number))
-        rows = list(examples)
-        with meter.span("data"):
-            laid = objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
-            batch = {name: values.to(accelerator.device) for name, values in laid.items()}
-        synchronise = nullcontext() if position == len(mine) - 1 else accelerator.no_sync(module)
+        there = {name: values.to(accelerator.device, non_blocking=True) for name, values in batch.items()}
+        synchronise = nullcontext() if position == len(laid.batches) - 1 else accelerator.no_sync(module)
         try:
             with synchronise:
                 with meter.span("forward"):
-                    sums, _ = module(batch)
+                    sums, _ = module(there)
                 with meter.span("backward"):
                     accelerator.backward(sums.sum() * (weight * ranks / work.num_targets))
         except RuntimeError as error:
@@ -211,19 +243,21 @@ def _over_ranks(places: list[str], accelerator: Accelerator) -> list[str]:
     return list(gather_object(places)) if accelerator.num_processes > 1 else places
 
 
-def _diverged(step: int, loss: float, grad_norm: float, work: Window, suspects: list[str]) -> str:
+def _diverged(work: Window, loss: float, grad_norm: float, suspects: list[str]) -> str:
     places = suspects or [example.place for batch in work.micro_batches for example in batch]
     shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
     return (
-        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; expected finite numbers. Stopped before the update; "
-        f"the last checkpoint is good. Rows: {shown}. Lower train.learning_rate, or look at these rows."
+        f"step {work.step + 1}: loss {loss}, gradient norm {grad_norm}; expected finite numbers. Stopped before the "
+        f"update; the last checkpoint is good. Rows: {shown}. Lower train.learning_rate, or look at these rows."
     )
 
 
 def _out_of_memory(plan: Plan) -> str:
-    smaller = max(1, plan.micro_batch_size // 2)
-    hint = f"Set train.micro_batch_size: {smaller}" if plan.micro_batch_size > 1 else "Lower data.max_length"
+    counted = plan.micro_batch_tokens is None
+    most = plan.micro_batch_size if plan.micro_batch_tokens is None else plan.micro_batch_tokens // plan.max_length
+    hint = f"Set train.micro_batch_size: {max(1, most // 2)}" if plan.micro_batch_size > 1 else "Lower data.max_length"
+    size = f"micro_batch_size {plan.micro_batch_size}" if counted else f"{plan.micro_batch_tokens} tokens a forward"
     return (
-        f"out of memory with micro_batch_size {plan.micro_batch_size} and max_length {plan.max_length}. {hint}, or "
+        f"out of memory with {size} and max_length {plan.max_length}. {hint}, or "
         "train.activation_checkpointing: true. The global batch stays the same."
     )

@@ -46,7 +46,10 @@ def decide_micro_batch(
             max(longest, share),
             f"auto: a process's share of a step, {share}, or the longest, {longest}",
         )
-    decide("micro_batch_tokens", tokens, why)
+    if recipe.learner.backpropagates:
+        decide("micro_batch_tokens", tokens, why)
+    else:
+        decide("micro_batch_tokens", None, "examples are counted: a frozen model has read their tokens before")
     mean = max(1, min(rows, tokens * facts.data.examples // facts.data.tokens))
     decide("micro_batch_size", mean, f"auto: rows of mean length in {tokens} tokens, at most {rows}")
 

@@ -42,6 +42,7 @@ class Plan(BaseModel):
     device: Device
     num_processes: int
     num_threads: int
+    allocator: str
     precision: Dtype
     frozen_dtype: Dtype
     deterministic: bool

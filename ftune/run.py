@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def _goes_on(run: Run) -> bool:
     return state.finished is None or state.step < plan.steps
 
 
-def _steps(run: Run) -> Iterator[StepResult]:
+def _steps(run: Run) -> Generator[StepResult]:
     """The updates that are left to make."""
     if run.method.fits_at_once:
         return _fit(run)
@@ -109,7 +110,7 @@ def _steps(run: Run) -> Iterator[StepResult]:
     )
 
 
-def _fit(run: Run) -> Iterator[StepResult]:
+def _fit(run: Run) -> Generator[StepResult]:
     """One step over all rows; all processes get what the first one fitted. No gradient is taken: its norm is 0."""
     if run.state.step > 0:
         return
@@ -125,7 +126,7 @@ def _fit(run: Run) -> Iterator[StepResult]:
                 parameter.data.copy_(broadcast(parameter.data))
     seconds = time.perf_counter() - started
     loss = _score(run, train)["loss"]
-    yield StepResult(1, loss, 0.0, 0.0, len(rows), train.report.tokens, train.report.targets, seconds, 0.0, None)
+    yield StepResult(1, loss, 0.0, 0.0, len(rows), train.report.tokens, train.report.targets, seconds, 0.0, 0.0, None)
 
 
 def _train(run: Run) -> None:
@@ -137,8 +138,7 @@ def _train(run: Run) -> None:
         state.baseline = _evaluate(run, generate=False)
     elif state.evaluated_step < state.step and _due(state.step, plan.eval_every, plan.steps):
         _after_step(run)  # the run was cut between this step and its evaluation
-    steps = _steps(run)
-    with run.meter:
+    with run.meter, closing(_steps(run)) as steps:  # whatever ends training, no thread stays behind
         while state.finished is None and not _interrupted_anywhere(run):
             result = next(steps, None)
             if result is None:

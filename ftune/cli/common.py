@@ -100,6 +100,9 @@ def print_json(value: Any) -> None:
 
 def prepare_process(*, offline: bool, verbose: bool) -> None:
     """Before anything heavy is imported: no telemetry, no network if asked, quiet libraries."""
+    from ftune.allocator import ask_for_huge_pages
+
+    ask_for_huge_pages(os.environ)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by `deterministic: true`, before CUDA starts

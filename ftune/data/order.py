@@ -148,6 +148,11 @@ class Window:
     micro_batches: tuple[tuple[Example, ...], ...]
 
     @property
+    def num_rows(self) -> int:
+        """Examples of the window over all ranks."""
+        return sum(len(batch) for batch in self.micro_batches)
+
+    @property
     def num_targets(self) -> int:
         """Targets of the window over all ranks."""
         return sum(example.num_targets for batch in self.micro_batches for example in batch)

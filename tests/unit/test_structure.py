@@ -19,6 +19,7 @@ LAYERS = [
     {"errors"},
     {
         "lookup",
+        "allocator",
         "quantities",
         "file_formats",
         "targets",
@@ -45,6 +46,7 @@ LAYERS = [
     {"base", "optim", "device", "state", "flops", "meter"},
     {"model", "loss_trial"},
     {"start"},
+    {"ahead"},
     {"loop", "evaluation", "features"},
     {"target", "listener", "locking"},
     {"data_report"},
