@@ -107,8 +107,7 @@ def evaluate(
         tick=tick,
         cache=cache,
     )
-    rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
-    rows = rows[:max_rows]
+    rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name][:max_rows]
     config = target.model.config
     max_length, _ = choose_max_length(recipe, limit_of(config))
     encoder = Encoder(

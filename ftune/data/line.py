@@ -41,7 +41,8 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, default=_plain, separators=(",",
 
 def _unusual(value: Any) -> dict[str, Any]:
     """What of a dataclass is written: the fields that do not have their default, and not its row."""
-    usual = _defaults(type(value))
+    kind: type = type(value)
+    usual = _defaults(kind)
     return {name: one for name, one in vars(value).items() if one != usual[name] and name != "row"}
 
 

@@ -42,7 +42,7 @@ def build(folder: Path, rows: int, cache: Path | None) -> Dataset:
 
 
 def calls_of(work: Callable[[], object]) -> int:
-    """Functions that are called, of Python and of C; what libraries do in threads of their own is not among them."""
+    """How many functions are called, of Python and of C, but for what libraries do in threads of their own."""
     count = 0
 
     def note(frame: FrameType, event: str, argument: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ftune.cli import app
 from ftune.data.build import Dataset, Samples, build_data, read_samples
 from ftune.data.cache import Cache
 from ftune.data.render import Renderer
-from ftune.data.shape import Sample
 from ftune.errors import DataError, RecipeError
 from ftune.facts import facts_of_data
 from ftune.load import load_recipe
@@ -56,23 +54,19 @@ SENTENCES = [f"The {i} of the {i + 1} rows that we have here says {i * i} about 
 # splits
 
 
-def fields_of(sample: Sample) -> Mapping[str, Any]:
-    """The row's columns, which a table keeps under this name."""
-    assert sample.fields is not None
-    return sample.fields
-
-
 def test_rows_with_the_same_value_of_a_column_stay_together(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {i}", "completion": "yes", "patient": f"p{i % 25}"} for i in range(200)]
     write(tmp_path / "a.jsonl", rows)
     for seed in range(3):
         found = read(tmp_path, train="a.jsonl", eval="20%", group_by="patient", seed=seed)
         assert (len(found.train), len(found.eval)) == (160, 40)
-        sides = [{fields_of(sample)["patient"] for sample in side} for side in (found.train, found.eval)]
+        sides = [{rows[sample.row.number - 1]["patient"] for sample in side} for side in (found.train, found.eval)]
         assert [len(side) for side in sides] == [20, 5]
         assert not sides[0] & sides[1]
     plain = read(tmp_path, train="a.jsonl", eval="20%")
-    assert {fields_of(s)["patient"] for s in plain.train} & {fields_of(s)["patient"] for s in plain.eval}
+    assert {rows[s.row.number - 1]["patient"] for s in plain.train} & {
+        rows[s.row.number - 1]["patient"] for s in plain.eval
+    }
 
 
 def test_a_row_without_a_group_is_named(tmp_path: Path) -> None:
@@ -102,7 +96,7 @@ def test_groups_and_labels_at_once(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", rows)
     found = read(tmp_path, SequenceClassification(), train="a.jsonl", eval="10%", group_by="author", stratify=True)
     assert Counter(sample.label for sample in found.eval) == {"a": 30, "b": 10}
-    sides = [{fields_of(sample)["author"] for sample in side} for side in (found.train, found.eval)]
+    sides = [{rows[sample.row.number - 1]["author"] for sample in side} for side in (found.train, found.eval)]
     assert not sides[0] & sides[1]
 
 
@@ -342,7 +336,7 @@ def test_kept_rows_are_grouped_anew_by_another_column(tmp_path: Path) -> None:
             Data(train="a.jsonl", eval="25%", group_by=column), tmp_path, accepted=CausalLM().formats, seed=0,
             max_eval_rows=None, tick=lambda *_: None, cache=cache,
         )  # fmt: skip
-        assert len({fields_of(sample)[column] for sample in found.eval}) == 1
+        assert len({rows[sample.row.number - 1][column] for sample in found.eval}) == 1
 
 
 def test_the_plan_says_each_thing_once(tmp_path: Path) -> None:
