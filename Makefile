@@ -46,9 +46,10 @@ crash: $(READY)  ## kill and break runs at every durable operation
 gpu: $(READY)  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu -rs
 
-bench: $(READY)  ## start-up time beside the bare imports; the search for leaks beside tokenising
+bench: $(READY)  ## start-up beside the bare imports; leaks beside tokenising; each trick beside the step without it
 	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python tests/bench/leakage.py
+	$(BIN)/python tests/bench/tricks.py
 
 clean:  ## delete the environment and the demo's run
 	rm -rf $(VENV) runs/demo
