@@ -207,6 +207,7 @@ def _packing(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
 def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     if recipe.data.eval is None:
         scored = {"eval.metrics"} if recipe.data.test is not None else set()
+        scored |= {"eval.max_rows"} if recipe.eval.guard else set()
         dead = [key for key in _NEED_EVAL if key in written and key not in scored]
         dead += ["checkpoint.best"] if "checkpoint.best" in written and recipe.checkpoint.best is not None else []
         dead += ["train.early_stopping"] if recipe.train.early_stopping is not None else []

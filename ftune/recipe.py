@@ -242,7 +242,7 @@ class Eval(Section):
     every: Cadence = "10%"
     """Steps between evaluations, or a share of the run; also before the first step and after the last."""
     max_rows: Annotated[int, Field(ge=1)] | None = 500
-    """Evaluate on at most this many rows, chosen by the seed; null takes all."""
+    """Score at most this many rows of `data.eval`, and of each `guard` set, chosen by the seed; null takes all."""
     metrics: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """`auto` is what one forward pass yields; name `exact_match` to compare generated answers as well."""
     generate_every: Cadence | None = None

@@ -15,6 +15,7 @@ from ftune.data.build import encode_split
 from ftune.data.cache import Cache, cache_root
 from ftune.data.chat import Turn
 from ftune.data.encoder import Encoder
+from ftune.data.hygiene import drawn
 from ftune.data.pack import Cut
 from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
@@ -84,7 +85,7 @@ def evaluate(
         split: of the target's own recipe; None takes test if there is one, else eval.
         data_file: other rows, of the same format.
         metrics: names; None takes the recipe's.
-        max_rows: score at most this many rows, chosen by the seed.
+        max_rows: score at most this many rows, chosen by the seed; None takes `eval.max_rows` for eval, else all.
         batch_size: rows per forward; never changes the result.
         overrides: `--set`, for a recipe.
         tick: hears of progress; may raise to stop.
@@ -103,16 +104,16 @@ def evaluate(
         record.folder,
         accepted=recipe.formats,
         seed=recipe.seed,
-        max_eval_rows=recipe.eval.max_rows,
+        max_eval_rows=max_rows or recipe.eval.max_rows,
         tick=tick,
         cache=cache,
     )
-    rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name][:max_rows]
+    rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
+    rows = drawn(rows, max_rows, recipe.seed)
     config = target.model.config
     max_length, _ = choose_max_length(recipe, limit_of(config))
-    encoder = Encoder(
-        data, recipe.objective, target.renderer, max_length, record.labels, family_of(config) == "encoder_decoder"
-    )
+    pairs = family_of(config) == "encoder_decoder"
+    encoder = Encoder(data, recipe.objective, target.renderer, max_length, record.labels, pairs)
     encoded = encode_split(name, rows, encoder, samples, tick=tick, cache=cache)
     scores, predictions = score_target(
         target,

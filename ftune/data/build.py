@@ -153,8 +153,8 @@ def finished(name: str, outcome: Outcome, samples: Samples, data: Data) -> Split
         report.leave_out(DUPLICATE, len(samples.duplicates))
         report.leave_out(LEAKED, len(samples.leaked))
         report.notes += [*samples.notes, *samples.leaks.notes()]
-    if name == "eval" and len(rows) < samples.held:
-        report.notes.append(f"{len(rows)} of {samples.held} rows are scored (eval.max_rows).")
+    if len(rows) < (held := samples.held.get(name, 0)):
+        report.notes.append(f"{len(rows)} of {held} rows are scored (eval.max_rows).")
     hides = not any(file.has_answers or file.has_labels for file in outcome.files)
     mix = _mixed(examples, sources(data.train), report) if name == "train" else None
     return Split(examples, rows, report, _identity(examples, mix), hides, mix)

@@ -78,10 +78,10 @@ def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     lock = FileLock(folder / _LOCK)
     while True:
         try:
-            with as_disk_error(folder):
-                folder.mkdir(parents=True, exist_ok=True)  # again, when it was deleted while we waited
+            with as_disk_error(folder), suppress(FileNotFoundError):  # it was deleted while we waited: once more
+                folder.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=0.5)
-            break
+                break
         except Timeout:
             wait()
     try:
@@ -158,8 +158,14 @@ class Cache:
             store = Store(folder, durable=False)
             store.sweep()
             facts: dict[str, Any] = {"made": datetime.now(UTC).isoformat(timespec="seconds")}
-            # The manifest's head is sealed before the files are written, so what they hold is told in a file.
-            store.publish(_ENTRY, lambda temp: _described(temp, write(temp)), facts)
+            try:
+                # The manifest's head is sealed before the files are written, so what they hold is told in a file.
+                store.publish(_ENTRY, lambda temp: _described(temp, write(temp)), facts)
+            except BaseException:
+                if not entry.exists():  # nothing but our lock: whoever waits for it makes the folder again
+                    with suppress(DiskError):
+                        Store(folder.parent, durable=False).remove(folder.name)
+                raise
         return Entry(entry, taken=False)
 
     def _note(self, text: str) -> None:

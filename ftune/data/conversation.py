@@ -115,9 +115,7 @@ class Conversations:
         talk = self._talk(turns, tools)
         if train_on == "all":
             return self._whole(talk)
-        answers = [index for index, turn in enumerate(talk.turns) if turn.role == "assistant"]
-        chosen = answers if train_on == "completion" else answers[-1:]
-        learned = [index for index in chosen if talk.turns[index].weight]
+        learned = learned_in(talk.turns, train_on)
         if not learned:
             return self._nothing(talk)
         talk = talk.upto(learned[-1] + 1)  # a template that looks ahead sees what it sees in use
@@ -129,6 +127,28 @@ class Conversations:
         spans = tuple((start, end) for start, end, _ in places)
         _, end, ends = places[-1]
         return Rendered(text[:end], spans, special=False, ends=ends, notes=(*self._notes(talk), *notes))
+
+    def words_before(self, part: Part, tools: str) -> tuple[tuple[int, int], ...]:
+        """Where the words of questions and tools stand in what is rendered, before the first answer that is learned.
+
+        They are found like answers, with a mark in their place; those that cannot be found so are left out. Of words
+        with system text before them, only the words count.
+        """
+        talk = self._talk(part.turns, tools)
+        learned = learned_in(talk.turns, part.train_on)
+        if part.train_on == "all" or not learned:
+            return ()
+        talk = talk.upto(learned[-1] + 1)
+        text = self._text(talk, ask=False)
+        said = [turn.content.strip() for turn in part.turns if turn.role != "system"]
+        indices = [index for index, turn in enumerate(talk.turns) if turn.role != "system"]
+        found = []
+        for index, words in zip(indices, said, strict=False):
+            if index < learned[0] and words and talk.turns[index].role != "assistant":
+                place = self.places.words(text, talk, index)
+                at = -1 if place is None else text.rfind(words, *place)
+                found += [] if at < 0 else [(at, at + len(words))]
+        return tuple(found)
 
     @functools.cached_property
     def places(self) -> Places:
@@ -201,6 +221,13 @@ class Conversations:
         if any(self.special.search(turn.content) for turn in talk.turns):
             notes.append("words of a message spell a special token of the tokenizer, and are read as that token")
         return tuple(notes)
+
+
+def learned_in(turns: Sequence[Turn], train_on: TrainOn) -> list[int]:
+    """Numbers of the answers that are learned, unless all is."""
+    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    chosen = answers if train_on == "completion" else answers[-1:]
+    return [index for index in chosen if turns[index].weight]
 
 
 def _merged(turns: Sequence[Turn]) -> tuple[Turn, ...]:

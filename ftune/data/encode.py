@@ -5,13 +5,17 @@ Pads do not exist here: they are added by length, in batches.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from ftune.data.shape import Sample
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 Overlong = Literal["error", "drop", "truncate_prompt", "truncate", "split"]
 KEPT, BAD_ROW, TOO_LONG = "", "bad_row", "too_long"
@@ -97,6 +101,7 @@ class Tokens(NamedTuple):
         merges: whether a token spells the end of a prompt and the start of its answer.
         spelled: text and places of the tokens.
         shift: the target at position t is token t + shift of the text.
+        removable: ranges of positions before the first target that may go, oldest first; None for all of the prompt.
     """
 
     ids: np.ndarray
@@ -105,6 +110,65 @@ class Tokens(NamedTuple):
     merges: bool
     spelled: Spelling
     shift: int
+    removable: tuple[tuple[int, int], ...] | None = None
+
+
+class Spelled(NamedTuple):
+    """The text that tokens spell. The places of tokens never go back, so borders are found by halving.
+
+    Args:
+        text: what was tokenised.
+        encoding: its tokens.
+        silent: which token ids are of a template and spell nothing, bool [V], or None for a text without any.
+    """
+
+    text: str
+    encoding: Encoding
+    silent: np.ndarray | None
+
+    def touching(self, start: int, end: int) -> tuple[int, int]:
+        """First token that reaches beyond character `start`, and first that begins at `end` or later."""
+        size, place = len(self.encoding), self._place
+        first, last = 0, size
+        if size and place(0)[1] <= start:
+            first = bisect.bisect_right(range(size), start, key=lambda token: place(token)[1])
+        if first < size and place(size - 1)[0] >= end:
+            last = bisect.bisect_left(range(size), end, lo=first, key=lambda token: place(token)[0])
+        return first, last
+
+    def inside(self, start: int, end: int) -> tuple[int, int]:
+        """First token that is all in text[start:end], and the one after the last but one: a token of it stays."""
+        first, last = self.touching(start, end)
+        first += self.begins_before(first, start)
+        last -= last > first and self._place(last - 1)[1] > end
+        return first, max(first, last - 1)
+
+    def begins_before(self, token: int, start: int) -> bool:
+        """Whether a token covers a character before `start`."""
+        return token < len(self.encoding) and self._place(token)[0] < start
+
+    def num_bytes(self, ids: np.ndarray, first: int, last: int) -> int:
+        """UTF-8 bytes that tokens `first` to `last - 1`, with these ids, add to those before them.
+
+        A character spread over several tokens counts at the first, and one without a token at the next or, at the end
+        of the text, at the last; so the sum is that of the text, whatever the tokenizer leaves out.
+        """
+        size = self._bytes(first, last)
+        if self.silent is not None:
+            for token in self.silent[ids].nonzero()[0]:
+                size -= self._bytes(first + int(token), first + int(token) + 1)
+        return size
+
+    def _bytes(self, first: int, last: int) -> int:
+        last = min(last, len(self.encoding))  # an EOS was put behind
+        if first >= last:
+            return 0
+        start = self._place(first - 1)[1] if first else 0
+        end = len(self.text) if last == len(self.encoding) else self._place(last - 1)[1]
+        return end - start if self.text.isascii() else len(self.text[start:end].encode())
+
+    def _place(self, token: int) -> tuple[int, int]:
+        return self.encoding.token_to_chars(token) or (0, 0)
 
 
 def fitted(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) -> Encoded:
@@ -124,7 +188,8 @@ def fitted(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) ->
     elif policy == "drop":
         return Encoded(reason="overlong", merges=tokens.merges)
     else:
-        hint = "What is trained on is too long by itself: raise data.max_length or use overlong: drop."
+        what = "What is trained on is" if tokens.removable is None else "What has to stay of this chat is"
+        hint = f"{what} too long by itself: raise data.max_length or use overlong: drop."
         if policy == "error":
             hint = "Raise data.max_length or set data.overlong: drop, truncate_prompt or truncate."
         message = f"has {length} tokens, more than max_length {max_length}. {hint}"
@@ -136,15 +201,21 @@ def fitted(sample: Sample, tokens: Tokens, max_length: int, policy: Overlong) ->
 
 
 def _shorten_prompt(tokens: Tokens, max_length: int) -> Tokens | None:
-    """Drop the oldest tokens of the prompt, keeping BOS and the whole answer; None if the answer does not fit."""
+    """Drop the oldest tokens that may go, keeping BOS and the whole answer; None if what stays does not fit."""
     excess = len(tokens.ids) - max_length
     first_target = int(tokens.is_target.argmax())
-    if first_target - tokens.front - excess < (0 if tokens.front else 1):
-        return None
+    ranges = tokens.removable
+    if ranges is None:
+        ranges = ((tokens.front, first_target - (0 if tokens.front else 1)),)
     keep = np.ones(len(tokens.ids), dtype=bool)
-    keep[tokens.front : tokens.front + excess] = False
-    ids, is_target = tokens.ids[keep], tokens.is_target[keep]
-    return Tokens(ids, is_target, tokens.front, tokens.merges, tokens.spelled, tokens.shift + excess)
+    left = excess
+    for first, last in ranges:
+        gone = max(0, min(left, last - first))
+        keep[first : first + gone] = False
+        left -= gone
+    if left:
+        return None
+    return tokens._replace(ids=tokens.ids[keep], is_target=tokens.is_target[keep], shift=tokens.shift + excess)
 
 
 def _example(sample: Sample, tokens: Tokens, piece: slice) -> Example | None:

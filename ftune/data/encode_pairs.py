@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from ftune.data.encode import BAD_ROW, TOO_LONG, Encoded, Example, Overlong
 from ftune.data.pipeline import core_of, tokenised
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 
 def encode_pairs(
@@ -23,6 +27,7 @@ def encode_pairs(
     """What an encoder reads and what its decoder writes, each with the tokenizer's own special tokens and EOS.
 
     `max_length` holds for either side. `truncate_prompt` cuts the beginning of the prompt, `truncate` the end of both.
+    What is read keeps its special tokens then. An answer loses its EOS with the rest: a cut is no end to learn.
     """
     front, end = _around(renderer)
     ends = () if renderer.around[1] else end
@@ -47,9 +52,16 @@ def encode_pairs(
             else:
                 ids = np.array(_cut(prompt, len(front), len(end), max_length, overlong), dtype=np.int32)
                 written = np.array(answer[:max_length], dtype=np.int32)
-                every, size = np.ones(len(written), dtype=bool), len(target.encode())
+                every, size = np.ones(len(written), dtype=bool), _num_bytes(target, encodings[1], max_length)
                 example = Example(ids, every, size, sample.row.file, sample.row.number, answer=written)
                 yield Encoded((example,), truncated=too_long)
+
+
+def _num_bytes(text: str, encoding: Encoding, limit: int) -> int:
+    """UTF-8 bytes of the text that its first `limit` tokens spell; a character counts at the first of its tokens."""
+    if len(encoding.offsets) > limit:
+        text = text[: max(end for _, end in encoding.offsets[:limit])]
+    return len(text.encode())
 
 
 def _around(renderer: Renderer) -> tuple[tuple[int, ...], tuple[int, ...]]:

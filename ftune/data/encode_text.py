@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
-import bisect
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ftune.data.conversation import Part, Rendered, TrainOn
-from ftune.data.encode import BAD_ROW, KEPT, TOO_LONG, Encoded, Overlong, Tokens, fitted
+from ftune.data.encode import BAD_ROW, KEPT, TOO_LONG, Encoded, Overlong, Spelled, Tokens, fitted
 from ftune.data.pipeline import core_of, tokenised
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
+from ftune.data.shorten import Shortener
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-
-
-class Spelled(NamedTuple):
-    """The text that tokens spell. The places of tokens never go back, so borders are found by halving.
-
-    Args:
-        text: what was tokenised.
-        encoding: its tokens.
-        silent: which token ids are of a template and spell nothing, bool [V], or None for a text without any.
-    """
-
-    text: str
-    encoding: Encoding
-    silent: np.ndarray | None
-
-    def touching(self, start: int, end: int) -> tuple[int, int]:
-        """First token that reaches beyond character `start`, and first that begins at `end` or later."""
-        size, place = len(self.encoding), self._place
-        first, last = 0, size
-        if size and place(0)[1] <= start:
-            first = bisect.bisect_right(range(size), start, key=lambda token: place(token)[1])
-        if first < size and place(size - 1)[0] >= end:
-            last = bisect.bisect_left(range(size), end, lo=first, key=lambda token: place(token)[0])
-        return first, last
-
-    def begins_before(self, token: int, start: int) -> bool:
-        """Whether a token covers a character before `start`."""
-        return token < len(self.encoding) and self._place(token)[0] < start
-
-    def num_bytes(self, ids: np.ndarray, first: int, last: int) -> int:
-        """UTF-8 bytes that tokens `first` to `last - 1`, with these ids, add to those before them.
-
-        A character spread over several tokens counts at the first, and one without a token at the next or, at the end
-        of the text, at the last; so the sum is that of the text, whatever the tokenizer leaves out.
-        """
-        size = self._bytes(first, last)
-        if self.silent is not None:
-            for token in self.silent[ids].nonzero()[0]:
-                size -= self._bytes(first + int(token), first + int(token) + 1)
-        return size
-
-    def _bytes(self, first: int, last: int) -> int:
-        last = min(last, len(self.encoding))  # an EOS was put behind
-        if first >= last:
-            return 0
-        start = self._place(first - 1)[1] if first else 0
-        end = len(self.text) if last == len(self.encoding) else self._place(last - 1)[1]
-        return end - start if self.text.isascii() else len(self.text[start:end].encode())
-
-    def _place(self, token: int) -> tuple[int, int]:
-        return self.encoding.token_to_chars(token) or (0, 0)
 
 
 def encode_rows(
@@ -98,19 +48,26 @@ def encode_rows(
         parts = renderer.parts(sample, train_on)
         return parts, tuple(part.rendered.text for part in parts)
 
+    def marked(item: Rendered, encoding: Encoding) -> Tokens:
+        return _with_ends(item, renderer, Spelled(item.text, encoding, None if item.special else silent), bos, eos)
+
     with core_of(renderer.tokenizer, special=False) as core:
+        shortener = Shortener(renderer, functools.partial(core.encode, add_special_tokens=False), marked, max_length)
         for sample, parts, encodings, message in tokenised(samples, render, core, special=False, tick=tick):
             if parts is None:
                 yield Encoded(reason=BAD_ROW, message=message)
                 continue
             policy, found = overlong or ("error" if sample.turns else "split"), []
             for part, encoding in zip(parts, encodings, strict=True):
-                spelled = Spelled(part.rendered.text, encoding, None if part.rendered.special else silent)
-                tokens = _with_ends(part.rendered, renderer, spelled, bos, eos)
-                found.append(fitted(sample, tokens, max_length, policy))
+                tokens = marked(part.rendered, encoding)
+                too_long = len(tokens.ids) > max_length and bool(part.rendered.spans)
+                if too_long and policy == "truncate_prompt" and renderer.mode == "chat":
+                    tokens = shortener.shorten(sample, part, encoding)
+                one = fitted(sample, tokens, max_length, policy)
+                found.append(one._replace(truncated=bool(one.examples)) if too_long and policy != "split" else one)
             notes = dict.fromkeys(note for part in parts for note in part.rendered.notes)
-            one = found[0] if len(found) == 1 else _together(found)
-            yield one._replace(note="\n".join(notes)) if notes else one
+            whole = found[0] if len(found) == 1 else _together(found)
+            yield whole._replace(note="\n".join(notes)) if notes else whole
 
 
 def _together(found: Sequence[Encoded]) -> Encoded:

@@ -70,6 +70,18 @@ class Places:
                 notes[f"the chat template writes {shown} around the words of an answer, which is learned too"] = None
         return places, tuple(notes)
 
+    def words(self, text: str, talk: Talk, index: int) -> tuple[int, int] | None:
+        """Where `text`, which is `talk`, has the words of message `index`; None where more depends on them."""
+        mark = MARK
+        while mark in text:
+            mark += "x"
+        changed = [*talk.messages]
+        changed[index] = {**changed[index], "content": mark}
+        pieces = self.template.text(changed, ask=False, tools=talk.tools).split(mark)
+        start, end = len(pieces[0]), len(text) - len(pieces[-1])
+        same = len(pieces) == 2 and text.startswith(pieces[0]) and text.endswith(pieces[1]) and start <= end
+        return (start, end) if same else None
+
     def _asks_otherwise(self, before: str, asked: Talk) -> str:
         asks = before.removeprefix(self.template.text(asked.messages, ask=False, tools=asked.tools))
         return (

@@ -106,6 +106,10 @@ class Renderer:
             return self._conversations.parts(sample.turns, sample.tools, train_on)
         return (Part(sample.turns, train_on, self.render(sample, train_on)),)
 
+    def words_before(self, sample: Sample, part: Part) -> tuple[tuple[int, int], ...]:
+        """Where the words of questions and tools stand in a chat, before the first answer that is learned."""
+        return self._conversations.words_before(part, sample.tools)
+
     def answer(self, sample: Sample) -> str:
         """What a model is to write after `prompt`, as it reads once special tokens are left out.
 

@@ -56,7 +56,7 @@ class Samples:
         readings: how rows were read.
         bad_rows: rows that were skipped, by split.
         skipped: the first of them, for people.
-        held: how many rows were held out, of which `eval` may be a part.
+        held: how many rows eval and each guard set have, of which those that are scored may be a part.
         keys: of the tables, None for one that is not kept.
     """
 
@@ -72,7 +72,7 @@ class Samples:
     guard: dict[str, Rows]
     bad_rows: dict[str, int]
     skipped: dict[str, list[RowProblem]]
-    held: int
+    held: dict[str, int]
     keys: dict[SampleTable, str | None] = field(repr=False)
 
     @functools.cached_property
@@ -208,7 +208,7 @@ def read_samples(
         folder: the recipe's.
         accepted: formats that the objective learns from.
         seed: chooses held-out rows.
-        max_eval_rows: at most so many of them are kept.
+        max_eval_rows: at most so many of them are kept, and of each set of `guard`; None keeps all.
         tick: hears of progress.
         guard: other rows that are scored before and after.
         cache: where tables are kept; None keeps none.
@@ -245,7 +245,7 @@ def read_samples(
         guard={name.removeprefix("guard "): hygiene.drawn(rows[name], max_eval_rows, seed) for name in guards},
         bad_rows={name: sum(table.facts["bad_rows"] for table in each) for name, each in tables.items()},
         skipped={name: [one for table in each for one in table.problems] for name, each in tables.items()},
-        held=len(held),
+        held={"eval": len(held), **{name: len(rows[name]) for name in guards}},
         keys=reader.keys,
     )
 

@@ -230,12 +230,17 @@ def _runs(is_target: np.ndarray, *, one_by_one: bool) -> list[tuple[int, int]]:
 
 
 def _cut(side: Side, kept: np.ndarray, whole: np.ndarray) -> Side:
-    """The side with a mark where `kept` lacks tokens of `whole`. Counted from the end: hiding may shorten a text."""
+    """The side with a mark where `kept` lacks tokens of `whole`: at the end, or before all that ends both.
+
+    Counted from the end, as hiding may shorten a text.
+    """
     missing = len(whole) - len(kept)
     if missing <= 0:
         return side
-    equal = kept == whole[: len(kept)]
-    after = 0 if equal.all() else len(kept) - int(equal.argmin())
+    after = 0
+    if not np.array_equal(kept, whole[: len(kept)]):
+        differs = kept != whole[missing:]
+        after = len(kept) if not differs.any() else int(differs[::-1].argmax())
     at = side.tokens[-after].start if after else len(side.text)
     return replace(side, cuts=(Cut(at, missing),))
 

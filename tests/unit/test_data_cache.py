@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -328,6 +330,45 @@ def test_what_is_being_made_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert not remove(root, busy)
         assert [entry["kind"] for entry in run("rm", "--all", "--json")["locked"]] == ["rows"]
     assert remove(root, busy)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, DataError])
+def test_what_could_not_be_made_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    cache = Cache(tmp_path / "cache")
+
+    def fails(folder: Path) -> dict[str, Any]:
+        (folder / "part").write_text("x")
+        raise kind("no")
+
+    with pytest.raises(kind):
+        cache.entry("rows", "k", fails, lambda: None)
+    assert listed(tmp_path / "cache") == []
+    assert [*(tmp_path / "cache" / "rows").iterdir()] == []
+    assert not cache.entry("rows", "k", lambda folder: {"rows": 1}, lambda: None).taken
+    assert cache.entry("rows", "k", fails, lambda: None).taken
+    assert [entry.rows for entry in listed(tmp_path / "cache")] == [1]
+
+
+def test_one_that_waits_for_what_fails_makes_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fails(folder: Path) -> dict[str, Any]:
+        begun.set()
+        assert go_on.wait(30)
+        raise DataError("no")
+
+    def first() -> None:
+        with suppress(DataError):
+            cache.entry("rows", "k", fails, lambda: None)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(30)
+    entry = Cache(tmp_path / "cache").entry("rows", "k", lambda folder: {"rows": 2}, go_on.set)
+    thread.join()
+    assert not entry.taken
+    assert [found.rows for found in listed(tmp_path / "cache")] == [2]
 
 
 def test_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

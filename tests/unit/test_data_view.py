@@ -49,7 +49,7 @@ CASES: dict[str, tuple[Any, str, list[dict[str, Any]], dict[str, Any]]] = {
     "chats": ("causal_lm", "gemma3", CHATS, {}),
     "last_turns": ("causal_lm", "llama", CHATS, {"train_on": "last"}),
     "all_of_chats": ("causal_lm", "llama", CHATS, {"train_on": "all"}),
-    "shortened": ("causal_lm", "llama", PAIRS, {"max_length": 38, "overlong": "truncate_prompt"}),
+    "shortened": ("causal_lm", "llama", PAIRS, {"max_length": 46, "overlong": "truncate_prompt"}),
     "hidden": ("masked_lm", "bert", TEXTS, {}),
     "hidden_windows": ("masked_lm", "bert", TEXTS, {"max_length": 12}),
     "spans_out": ("seq2seq_lm", "bart", TEXTS, {}),

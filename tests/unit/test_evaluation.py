@@ -271,3 +271,27 @@ def test_other_rows_are_not_called_train() -> None:
     rows = Data(train="a.jsonl", eval="b.jsonl")
     assert _chosen_split(rows, None, Path("/c.jsonl")) == (Data(train="/c.jsonl"), "train", "data")
     assert _chosen_split(rows, None, None) == (rows, "eval", "eval")
+
+
+def test_a_limit_that_is_asked_for_takes_the_place_of_the_recipes_and_draws_by_the_seed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} + ", "completion": "7" * i} for i in range(1, 13)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        "model: builtin:tiny-llama\ndata: {train: rows.jsonl, eval: rows.jsonl, test: rows.jsonl}\n"
+        "eval: {max_rows: 3, metrics: [exact_match], max_new_tokens: 1}\n",
+        encoding="utf-8",
+    )
+
+    def scored(split: Any, max_rows: int | None) -> list[int]:
+        found = evaluate(
+            tmp_path / "recipe.yaml", split=split, data_file=None, metrics=["exact_match"], max_rows=max_rows,
+            batch_size=4, overrides=(), tick=lambda *_: None,
+        )  # fmt: skip
+        assert found.rows == len(found.predictions)
+        return [prediction.number for prediction in found.predictions]
+
+    limited = scored("eval", None)
+    assert len(limited) == 3
+    assert {*limited} < {*scored("eval", 5)}
+    assert scored("test", 3) == limited != [1, 2, 3]
+    assert len(scored("test", None)) == 12

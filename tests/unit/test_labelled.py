@@ -19,6 +19,7 @@ from ftune.data.render import Renderer
 from ftune.data.samples import Samples, read_samples
 from ftune.errors import DataError
 from ftune.objectives import Objective
+from ftune.objectives.causal_lm import CausalLM
 from ftune.objectives.seq2seq_lm import Seq2SeqLM
 from ftune.objectives.sequence_classification import SequenceClassification
 from ftune.objectives.token_classification import TokenClassification
@@ -213,6 +214,26 @@ def test_prompts_and_answers_of_an_encoder_decoder(tmp_path: Path) -> None:
     cut = encoded(tmp_path, Seq2SeqLM(), train="a.jsonl", template="{{ source }}{{ source }}xyz", max_length=4,
                   overlong="truncate_prompt")  # fmt: skip
     assert cut.examples[0].ids.tolist() == [*b"xyz", eos], "the end of a long prompt stays"
+
+
+@pytest.mark.parametrize("limit", [3, 4, 5, 6, 7, 8])
+def test_a_cut_answer_is_not_taught_to_end(tmp_path: Path, limit: int) -> None:
+    """Of an encoder-decoder and of a decoder alike; and its bytes are those that are left."""
+    jsonl(tmp_path / "a.jsonl", [{"source": "ab", "target": "éü de"}])  # 7 bytes, and EOS
+    (one,) = encoded(
+        tmp_path, Seq2SeqLM(), train="a.jsonl", max_length=limit, overlong="truncate", template="{{ source }}"
+    ).examples
+    eos = byte_tokenizer().eos_token_id
+    assert one.answer.tolist() == [*"éü de".encode(), eos][:limit]
+    assert (eos in one.answer.tolist()) == (limit == 8)
+    assert one.num_targets == limit
+    assert one.num_bytes == {3: 4, 8: 7}.get(limit, limit)  # half of a letter counts as the whole of it
+    assert one.ids.tolist() == [*b"ab", eos], "what is read keeps its end"
+    (decoded,) = encoded(
+        tmp_path, CausalLM(), train="a.jsonl", max_length=2 + limit, overlong="truncate", template="{{ source }}"
+    ).examples
+    assert decoded.ids[2:].tolist() == one.answer.tolist()
+    assert (decoded.num_targets, decoded.num_bytes) == (one.num_targets, one.num_bytes)
 
 
 def test_text_with_answers_and_text_without_do_not_mix(tmp_path: Path) -> None:

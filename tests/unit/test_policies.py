@@ -197,6 +197,22 @@ def test_part_of_a_large_eval_set_is_told(tmp_path: Path) -> None:
     assert ready.dataset.eval.report.notes == ["4 of 15 rows are scored (eval.max_rows)."]
 
 
+def test_the_limit_of_scored_rows_holds_for_guard_sets_too_and_counts_documents(tmp_path: Path) -> None:
+    """A document is one row, with all its windows; without data.eval, the limit is that of the guard sets."""
+    rows = [{"prompt": f"{i} = ", "completion": str(i)} for i in range(9)]
+    write(tmp_path / "g.jsonl", [{"text": f"{i} " * 150} for i in range(7)])
+    loaded = recipe(
+        tmp_path, rows=rows, eval={"max_rows": 3, "guard": ["g.jsonl"]}, data={"max_length": 64, "template": None}
+    )
+    dataset = prepare_data(loaded, lambda *_: None).dataset
+    guard = dataset.guard["g"]
+    assert (guard.report.rows, dataset.train.report.rows) == (3, 9)
+    assert guard.report.notes == ["3 of 7 rows are scored (eval.max_rows)."]
+    assert len(guard.examples) == 3 * 5  # 300 letters and an end, in windows of 63
+    whole = recipe(tmp_path, rows=rows, eval={"max_rows": None, "guard": ["g.jsonl"]}, data={"max_length": 64})
+    assert prepare_data(whole, lambda *_: None).dataset.guard["g"].report.notes == []
+
+
 def test_check_names_what_is_skipped(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [*good(3), *BAD])
     (tmp_path / "r.yaml").write_text("model: builtin:tiny-llama\ndata: {train: a.jsonl, on_bad_row: skip}\n")
