@@ -128,8 +128,8 @@ class _Split:
 
         self._seam.given = hidden[None]
         encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden[None])} if self._pair else {}
-        said: torch.Tensor = self._model(**encoded).logits[0]
-        return said
+        said: torch.Tensor = self._model(**encoded).logits
+        return said.flatten(0, 1)  # the backward pass of said[0] would fill as much memory with zeros first
 
     def head_parameters(self) -> list[torch.nn.Parameter]:
         """What learns outside the body; the embeddings too where the head is tied to them."""

@@ -186,11 +186,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1.0, help="of the rows' lengths")
+    parser.add_argument("--only", default="", help="works whose name has this in it")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     print(f"{'work':<20} {'variant':<18} {'seconds':>8} {'grown MB':>9} {'saved MB':>9} {'loss':>9} {'apart':>9}")
     written = []
     for name, variants in tricks(asked.layers, asked.share).items():
+        if asked.only not in name:
+            continue
         found: dict[str, list[Measured]] = {variant: [] for variant in variants}
         gradients = {}
         for _ in range(asked.rounds):
