@@ -15,7 +15,7 @@ TOKENS_ON_CPU = 1024
 """Tokens per micro-batch that a CPU works best with; see docs/results.md."""
 ROWS_ELSEWHERE = 64
 """The most of the longest example in a micro-batch on other devices."""
-FORWARD_OVERHEAD = {"cpu": 16, "accelerator": 1024}
+FORWARD_OVERHEAD = {"cpu": 48, "accelerator": 1024}
 """What a forward and its backward cost besides their tokens, in tokens. On a CPU measured, see docs/results.md."""
 
 Decide = Callable[[str, Any, str], Any]

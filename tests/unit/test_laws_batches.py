@@ -10,6 +10,7 @@ import pytest
 from bench import bench, two_steps
 from laws import BLOCKS, DEEP, FAMILIES, ROWS, Shared, events, ftune, python, recipe, train
 
+from ftune.data.order import window
 from ftune.load import Loaded
 
 METHODS = DEEP
@@ -81,6 +82,30 @@ def test_law_9_gradients_do_not_depend_on_the_cut(tmp_path: Path, method: str, f
             assert_same(cuts[micro], cuts[8])
         if rows == 7:
             assert_same(cuts[8], by_hand(tmp_path, method, family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_9_and_12_of_forwards_that_are_cut_by_tokens(tmp_path: Path, family: str) -> None:
+    """Uneven forwards, from one row to many: the gradient and the scores are those of one row at a time."""
+    import numpy as np
+    import torch
+
+    alone = bench(cut(tmp_path / "alone", "full", family, 10, 1))
+    uneven = bench(cut(tmp_path / "uneven", "full", family, 10, 1))
+    uneven.plan = uneven.plan.model_copy(update={"micro_batch_tokens": 60, "forward_overhead": 4})
+    examples = uneven.prepared.dataset.train.examples
+    first = window(examples, 0, batch_size=8, cut=uneven.plan.cut, seed=uneven.plan.seed)
+    assert len({len(batch) for batch in first.micro_batches}) > 1
+    one, other = next(alone.steps()), next(uneven.steps())
+    assert one.rows == other.rows == 8
+    wanted, found = alone.gradients(), uneven.gradients()
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) <= 1e-6 * largest
+    assert abs(one.loss - other.loss) <= 1e-6 * one.loss
+    for (name, weight), (_, same) in zip(alone.model.named_parameters(), uneven.model.named_parameters(), strict=True):
+        assert torch.allclose(weight, same, rtol=0, atol=1e-6), name
+    single, together = alone.row_losses(1).nats, alone.row_losses(cut=uneven.plan.padded_cut).nats
+    assert np.allclose(single, together, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -112,8 +112,8 @@ def test_an_automatic_micro_batch_on_a_cpu_holds_a_thousand_tokens(
         data = {"train": "t", "eval": "10%", "max_length": 2000}
         plan = plan_of(facts(**changes, packing_refusal=refusal), train={"batch_size": batch_size}, data=data)
         assert (plan.micro_batch_tokens, plan.micro_batch_size, plan.eval_batch_size) == (tokens, rows, rows)
-        assert plan.cut == Cut(rows, tokens, 16, packed=refusal is None)
-        assert plan.padded_cut == Cut(rows, tokens, 16)
+        assert plan.cut == Cut(rows, tokens, 48, packed=refusal is None)
+        assert plan.padded_cut == Cut(rows, tokens, 48)
 
 
 def test_an_automatic_micro_batch_is_shared_by_the_processes() -> None:
@@ -128,11 +128,17 @@ def test_an_automatic_micro_batch_is_shared_by_the_processes() -> None:
     assert (lone.micro_batch_tokens, two.micro_batch_tokens) == (800, 400), "two processes on one CPU share its memory"
 
 
+def test_heads_over_features_count_examples() -> None:
+    """Their tokens were read before, so pads cost nothing."""
+    plan = plan_of(method="feature_based", objective="sequence_classification")
+    assert (plan.micro_batch_tokens, plan.micro_batch_size, plan.accumulation) == (None, 20, 2)
+
+
 def test_an_explicit_micro_batch_counts_examples() -> None:
     plan = plan_of(train={"micro_batch_size": 3})
-    assert plan.cut == plan.padded_cut == Cut(3, None, 16)
+    assert plan.cut == plan.padded_cut == Cut(3, None, 48)
     packed = plan_of(facts(packing_refusal=None), train={"micro_batch_size": 3})
-    assert packed.cut == Cut(3, 240, 16, packed=True) and packed.padded_cut == Cut(3, 240, 16)
+    assert packed.cut == Cut(3, 240, 48, packed=True) and packed.padded_cut == Cut(3, 240, 48)
 
 
 def test_activation_checkpointing_is_switched_on_by_memory_only() -> None:
