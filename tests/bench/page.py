@@ -68,6 +68,8 @@ def verdict(value: float, direction: str, required: float, goal: float) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """The section's text between its two marks."""
+    if not found["contests"]:
+        return "Not measured yet.\n"
     parts = ["Ratios are medians over pairs of runs, with 95% of 10,000 bootstrap draws of the pairs."]
     goals = ["| ftune / the other | required / goal | measured | reached |", "|---|---|---|---|"]
     goals += [f"| {' | '.join(row)} |" for row in goal_rows(found)]

@@ -82,9 +82,9 @@ class Bench:
         from ftune.facts import look_at_machine
 
         self.asked = asked
+        cores = sorted(os.sched_getaffinity(0))  # before torch is imported, which may widen it
         machine = look_at_machine(ROOT)
-        cores = sorted(os.sched_getaffinity(0))
-        self.cores = tuple(cores[: asked.threads or len(cores)])
+        self.cores = tuple(cores[: asked.threads or None])
         self.dtype = {"auto": "bf16" if machine.fast_bf16 else "fp32"}.get(asked.dtype, asked.dtype)
         self.preload = find_tcmalloc(asked.cache) if asked.allocator == "tcmalloc" else None
         if asked.allocator == "tcmalloc" and self.preload is None:

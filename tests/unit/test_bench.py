@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,19 @@ def test_lines_are_read_whole_and_once(tmp_path: Path) -> None:
     assert race._new_lines(file, seen) == ([], 18)
     file.write_text('{"event": "step"}\n{"event": "end"}\n', encoding="utf-8")
     assert race._new_lines(file, seen) == ([{"event": "end"}], 35)
+
+
+def test_a_process_that_takes_more_cores_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import os, time; print(min(os.sched_getaffinity(0)), flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        core = int(process.stdout.readline())
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {core, core + 1})  # what torch may do to it
+        race._confine(process.pid, (core,))
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        process.kill()
+    assert f"Cpus_allowed_list:\t{core}\n" in status
+    race._confine(process.pid, (core,))  # it has ended: nothing to do
 
 
 def test_rows_and_their_tokens(tmp_path: Path) -> None:
