@@ -52,8 +52,7 @@ def open_run(
     exists = (folder / "run.json").is_file() and not overwrite
     if exists:
         drift.refuse_drift(folder, loaded, provenance.fingerprints(prepared))
-        stored = Plan.from_json(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
-        plan = plan.continuing(stored, loaded.recipe)
+        plan = plan.continuing(Plan.of_run(folder), loaded.recipe)
     accelerator = build_accelerator(plan.runtime, tracking=tuple(loaded.recipe.tracking), folder=folder)
     if accelerator.is_main_process:
         prepared.dataset.train.report.notes.extend(disk.sweep())

@@ -5,13 +5,16 @@ On resume the values that the machine chose are taken from the stored plan, so t
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ftune.data.pack import Cut
+from ftune.errors import ArtifactError
 from ftune.facts import Device
 from ftune.memory import Dtype
 from ftune.recipe import Optimizer, Recipe
@@ -109,6 +112,25 @@ class Plan(BaseModel):
         """Read what `to_json` wrote."""
         values = {name: entry["value"] for name, entry in stored.items()}
         return cls(**values, sources={name: entry["source"] for name, entry in stored.items()})
+
+    @classmethod
+    def of_run(cls, run: Path) -> Plan:
+        """The plan that a run was made by.
+
+        Raises:
+            ArtifactError: there is none that this version understands.
+        """
+        path = run / "plan.json"
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            names = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+            raise ArtifactError(
+                f"{path}: does not have the fields of this version of ftune: {names}. Go on with the version that "
+                f"{run / 'run.json'} names, or begin anew with another output_dir or --overwrite."
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}: cannot be read: {error}.") from error
 
     def continuing(self, stored: Plan, recipe: Recipe) -> Plan:
         """This plan with the choices the machine made when the run began; what the recipe names is the recipe's."""

@@ -99,7 +99,7 @@ def open_target(path: Path, dtype: torch.dtype | None = None, overrides: tuple[s
     if kind == "run":
         if not (path / "model").is_dir():
             raise ArtifactError(f"{path}: the run is not finished. Go on with the command that started it.")
-        return _open_artefact(path, kind, path / "model", _plan_of(path), dtype)
+        return _open_artefact(path, kind, path / "model", Plan.of_run(path), dtype)
     if kind == "checkpoint":
         return _open_checkpoint(path, dtype)
     if kind == "artefact":
@@ -177,7 +177,7 @@ def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
 
     verify(path)
     run = path.parent.parent
-    plan, record = _plan_of(run), read_record(run / "resolved.json")
+    plan, record = Plan.of_run(run), read_record(run / "resolved.json")
     start = checked_start(record, run)
     tokenizer = load_tokenizer(start.tokenizer_base)
     record.recipe.learner.prepare_tokenizer(tokenizer)
@@ -201,13 +201,6 @@ def attached(start: Start, record: Record, tokenizer: PreTrainedTokenizerBase, d
             # laid out plainly: fused optimizers read weights and their state side by side in memory
             parameter.data = parameter.data.float().contiguous()
     return module
-
-
-def _plan_of(run: Path) -> Plan:
-    try:
-        return Plan.from_json(json.loads((run / "plan.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{run / 'plan.json'}: cannot be read: {error}.") from error
 
 
 def _assembled(

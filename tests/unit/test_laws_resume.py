@@ -11,7 +11,7 @@ import pytest
 from bases import noisy
 from laws import DEEP, FAMILIES, Shared, events, ftune, train
 
-from ftune.errors import Interrupted
+from ftune.errors import ArtifactError, Interrupted
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.signals import StopFlag
@@ -287,3 +287,17 @@ def test_law_8_with_weighted_sources(tmp_path: Path, shared: Shared) -> None:
     assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
     report = json.loads((tmp_path / "whole" / "run" / "report.json").read_text())
     assert (report["rows_seen"], report["data"]["train"]["examples"]) == (6 * 12, 12)
+
+
+def test_a_run_of_a_version_with_other_fields_is_refused_in_words(tmp_path: Path, shared: Shared) -> None:
+    loaded = twelve(tmp_path, shared, "lora", "llama")
+    interrupt(loaded, 2)
+    path = tmp_path / "run" / "plan.json"
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    del plan["loss_chunk"]
+    path.write_text(json.dumps({**plan, "gone": {"value": 1, "source": "here"}}), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="fields of this version of ftune: gone, loss_chunk"):
+        train(loaded)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"plan\.json: cannot be read"):
+        train(loaded)
