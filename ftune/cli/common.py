@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -72,6 +73,8 @@ def guarded(verb: Verb) -> Verb:
                 traceback.print_exc()
             if isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_OUT_OF_MEMORY):
                 fail(OUT_OF_MEMORY, 9)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                fail(f"the output cannot be written: {error.strerror}.", 5)
             fail(_bug_report(error), 1)
 
     return run  # type: ignore[return-value]
@@ -94,7 +97,8 @@ def _bug_report(error: Exception) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout, in which no character drives a terminal."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True)
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-") == "utf-8"
+    text = json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=True)
     print(_DRIVING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

@@ -55,21 +55,26 @@ def data_cli(
     offline: Offline = False,
 ) -> None:
     """Show rows as they enter the model: what is learned, what was cut, and counts of everything. Loads no weights."""
+    from ftune.errors import Problem, RecipeError
     from ftune.load import load_recipe
 
     stop = begin(offline=offline, verbose=verbose)
     loaded = load_recipe(recipe, tuple(set or ()))
     quiet_libraries()
     from ftune.cli.progress import Screen
+    from ftune.data_packs import packs_of
     from ftune.data_report import account, source_rows
     from ftune.data_view import look_at_rows
 
     request = _request(split, rows, row, shuffle=shuffle)
+    if html is not None and (html.is_dir() or not html.name):
+        raise RecipeError([Problem("", f"{html} is a folder. Name a file, such as {html / 'rows.html'}.", "--html")])
     with Screen(stop, quiet=quiet) as screen:
         seen = look_at_rows(loaded, request, screen.tick)
         screen.tick("counting rows")
         accounted, lines = account(loaded.recipe, seen.rows.dataset, source_rows(loaded.recipe, loaded.folder))
     profiles = _profiles(loaded, seen)
+    lines += packs_of(loaded.recipe, seen.rows.dataset.train).sentences()
     if html is not None:
         _write_page(html, loaded, seen, profiles, lines, tokens=tokens)
     if json:
@@ -114,6 +119,7 @@ def _as_json(
 ) -> dict[str, Any]:
     """The train split, with `eval` and `test` beside it; examples are of the split that was asked for."""
     from ftune.data.view import view_json
+    from ftune.data_packs import packs_of
 
     dataset = seen.rows.dataset
     views = [view_json(view, tokens=tokens) for view in seen.views]
@@ -131,6 +137,7 @@ def _as_json(
         "template": dataset.template,
         "max_length": seen.rows.max_length,
         "label_names": list(dataset.labels),
+        "packing": packs_of(loaded.recipe, dataset.train).to_json(),
     }
 
 
@@ -152,7 +159,7 @@ def _remarks(profiles: dict[str, dict[str, Any]], lines: list[str]) -> list[str]
     from ftune.data_report import sentences
 
     found = [line for name, profile in profiles.items() for line in sentences(name, profile)]
-    return [*found, *lines, *(f"{name}: {note}" for name, profile in profiles.items() for note in profile["notes"])]
+    return [*found, *(f"{name}: {note}" for name, profile in profiles.items() for note in profile["notes"]), *lines]
 
 
 def _print(
@@ -165,14 +172,12 @@ def _print(
     tokens: bool,
 ) -> None:
     """Rows, unless they are in a page, and below them the counts."""
-    from rich.console import Console
-
-    from ftune.cli.rows import print_rows, print_summary
+    from ftune.cli.rows import Paper, print_rows, print_summary
     from ftune.data.spell import visible
 
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold letters that the terminal's encoding lacks
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Paper(highlight=False, markup=False, emoji=False)
     for line in _about(loaded, seen):
         console.print(visible(line), soft_wrap=True)
     if html is None:

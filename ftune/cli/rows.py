@@ -21,6 +21,14 @@ LEARNED, SPECIAL, REMARK = "bold green", "cyan", "black on yellow"
 BAR_WIDTH = 40
 
 
+class Paper(Console):
+    """A console that says when the reader of its output has left, as `print` does. Rich would leave with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error go on."""
+        raise BrokenPipeError
+
+
 @dataclass(frozen=True)
 class Marks:
     """How supervised text and remarks are told from the rest of a row.

@@ -5,8 +5,11 @@ from __future__ import annotations
 import html
 import io
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,9 +22,11 @@ from typer.testing import CliRunner
 from ftune.base import find_base
 from ftune.cli import app
 from ftune.cli.rows import PAIRS, is_coloured, marks_for, print_rows
+from ftune.data.order import window
 from ftune.data.spell import visible
 from ftune.data.view import Cut, Side, Span, Token, View
 from ftune.load import load_recipe
+from ftune.prepare import prepare
 from ftune.smoke import _guess_family
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +79,89 @@ def test_plain_text_marks_what_is_learned(tmp_path: Path) -> None:
     assert text.count("【") == 3
     assert "train: 6 supervised tokens, 12.5% of 48 tokens" in text
     assert "2 rows in data.train = 2 train; every row is accounted for." in text
+
+
+def test_packs_of_the_first_step_are_those_that_training_makes(tmp_path: Path) -> None:
+    rows = [{"prompt": "?" * (1 + i % 7), "completion": "!" * (1 + i % 5)} for i in range(20)]
+    train = {"batch_size": 8, "micro_batch_size": 3}
+    path = recipe(tmp_path, rows, train=train, data={"packing": True})
+    found = json.loads(run(path, "--json").stdout)["packing"]
+    ready = prepare(load_recipe(path), lambda *_: None)
+    assert ready.plan.packing
+    step = window(
+        ready.dataset.train.examples,
+        0,
+        batch_size=8,
+        micro_batch_size=3,
+        seed=0,
+        capacity=ready.plan.micro_batch_tokens,
+    )
+    assert found["capacity"] == ready.plan.micro_batch_tokens
+    assert [[(one["row"], one["end"] - one["start"]) for one in pack["examples"]] for pack in found["packs"]] == [
+        [(example.number, example.num_tokens) for example in pack] for pack in step.micro_batches
+    ]
+    for pack in found["packs"]:
+        starts, ends = ([one[key] for one in pack["examples"]] for key in ("start", "end"))
+        assert (starts[0], starts[1:], ends[-1]) == (0, ends[:-1], pack["tokens"])
+        assert pack["tokens"] <= found["capacity"]
+    text = run(path).stdout
+    assert f"the 8 examples of the first step are laid into {len(step.micro_batches)} packs of at most" in text
+    assert f"\npack 1, {found['packs'][0]['tokens']:,} tokens: 0-" in text
+    run(path, "--html", tmp_path / "page.html")
+    assert "<li>pack 1, " in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_size_of_packs_is_that_of_a_cpu_where_the_plan_chooses(tmp_path: Path) -> None:
+    rows = [{"prompt": "?" * (1 + i % 90), "completion": "!" * (1 + i % 50)} for i in range(60)]
+    path = recipe(tmp_path, rows, train={"batch_size": 32})
+    found = json.loads(run(path, "--json").stdout)["packing"]
+    assert "as on a CPU" in found["condition"]
+    plan = prepare(load_recipe(path), lambda *_: None).plan
+    assert plan.device != "cpu" or found["capacity"] == plan.micro_batch_tokens
+
+
+@pytest.mark.parametrize(
+    ("data", "method", "objective", "why"),
+    [
+        ({"packing": False}, "full", "causal_lm", "data.packing is false"),
+        ({}, {"name": "prompt"}, "causal_lm", "before each row"),
+        ({}, "full", "seq2seq_lm", "objective seq2seq_lm reads rows side by side"),
+    ],
+)
+def test_why_there_are_no_packs(tmp_path: Path, data: Any, method: Any, objective: str, why: str) -> None:
+    rows = [{"source": "a", "target": "b"}] * 3
+    model = f"builtin:tiny-{'t5' if objective == 'seq2seq_lm' else 'llama'}"
+    path = recipe(tmp_path, rows, data=data, method=method, objective=objective, model=model)
+    assert why in json.loads(run(path, "--json").stdout)["packing"]["refused"]
+    assert "\npacking: none: " in run(path).stdout
+
+
+def test_a_reader_that_leaves_and_a_terminal_of_few_letters(tmp_path: Path) -> None:
+    path = recipe(tmp_path, [{"prompt": f"🙂é{i}", "completion": "b" * 99} for i in range(300)])
+    command = [sys.executable, "-m", "ftune", "data", str(path), "--quiet", "-n", "300"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    left = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (left.returncode, left.stderr) == (0, "")
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([*command, "--json"], env=latin, capture_output=True, check=True)
+    assert json.loads(done.stdout.decode("ascii"))["examples"][0]["text"].count("🙂é0") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_no_bug(tmp_path: Path) -> None:
+    path = recipe(tmp_path, [{"prompt": "a", "completion": "b"}])
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "ftune", "data", str(path), "--quiet"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr.startswith("the output cannot be written: No space left on device.")
+
+
+def test_a_page_is_no_folder(tmp_path: Path) -> None:
+    path = recipe(tmp_path, [{"prompt": "a", "completion": "b"}])
+    assert "is a folder. Name a file" in run(path, "--html", tmp_path, code=2).stderr
 
 
 def test_hostile_rows_change_nothing_in_a_terminal(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ LAYERS = [
     {"target", "listener", "locking"},
     {"data_report"},
     {"prepare", "report", "drift"},
-    {"data_view", "data_page"},
+    {"data_view", "data_page", "data_packs"},
     {"provenance"},
     {"session"},
     {"begin", "finish", "profile_view"},
