@@ -106,18 +106,9 @@ def train_steps(
     """
     module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    on_cuda = device.type == "cuda"
-
-    def collate(rows: list[Example]) -> Batch:
-        return objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
-
-    def make(step: int) -> Laid:
-        work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
-        return lay_out(work, collate, rank, ranks, pin=on_cuda)
-
     started = time.perf_counter()
-    with Ahead(make, range(first_step, plan.steps), device if on_cuda else None).made() as steps:
+    ahead = _one_step_ahead(plan, accelerator, objective, examples, mix, pad_id, draw, first_step)
+    with ahead.made() as steps:
         for laid, waited in steps:
             optimizer.zero_grad(set_to_none=True)
             outcome = _accumulate(plan, laid, accelerator, module, interrupted)
@@ -136,6 +127,30 @@ def train_steps(
             counts = (work.num_rows, work.num_tokens, work.num_targets)
             yield StepResult(work.step + 1, loss, grad_norm, rate, *counts, seconds, waited)
             started = time.perf_counter()
+
+
+def _one_step_ahead(
+    plan: Plan,
+    accelerator: Accelerator,
+    objective: Objective,
+    examples: Sequence[Example],
+    mix: Mix | None,
+    pad_id: int,
+    draw: Draw | None,
+    first_step: int,
+) -> Ahead[Laid]:
+    """Windows from `first_step` on, with the batches of this process."""
+    rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    on_cuda = device.type == "cuda"
+
+    def collate(rows: list[Example]) -> Batch:
+        return objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
+
+    def make(step: int) -> Laid:
+        work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
+        return lay_out(work, collate, rank, ranks, pin=on_cuda)
+
+    return Ahead(make, range(first_step, plan.steps), device if on_cuda else None)
 
 
 def _accumulate(
