@@ -7,7 +7,8 @@ from typing import Any
 
 from ftune.data.build import Split
 from ftune.data.order import window
-from ftune.decide import TOKENS_ON_CPU
+from ftune.data.pack import Cut
+from ftune.micro_batch import tokens_on_cpu
 from ftune.recipe import Recipe
 
 TRIAL = "if the trial that ftune plan makes finds that the model keeps rows apart"
@@ -72,10 +73,9 @@ def packs_of(recipe: Recipe, train: Split) -> Packs:
     if constraint is not None:
         return Packs(refused=constraint)
     batch, size, longest = recipe.train.batch_size, recipe.train.micro_batch_size, train.report.longest
-    capacity = _capacity_on_cpu(train, batch) if size == "auto" else size * longest
-    step = window(
-        train.examples, 0, batch_size=batch, micro_batch_size=1, seed=recipe.seed, mix=train.mix, capacity=capacity
-    )
+    capacity = tokens_on_cpu(1 << (batch.bit_length() - 1), longest) if size == "auto" else size * longest
+    cut = Cut(1, capacity, packed=True)
+    step = window(train.examples, 0, batch_size=batch, cut=cut, seed=recipe.seed, mix=train.mix)
     packs = []
     for pack in step.micro_batches:
         laid, end = list[Laid](), 0
@@ -84,11 +84,3 @@ def packs_of(recipe: Recipe, train: Split) -> Packs:
             laid.append(Laid(example.file, example.number, start, end))
         packs.append(tuple(laid))
     return Packs("", f"{TRIAL}, {ON_CPU}" if size == "auto" else TRIAL, capacity, tuple(packs))
-
-
-def _capacity_on_cpu(train: Split, batch: int) -> int:
-    """As the plan decides on a CPU whose memory is large enough."""
-    report = train.report
-    most = max(1, min(int(TOKENS_ON_CPU * train.per_epoch / max(1, report.tokens)), batch))
-    size = 1 << (most.bit_length() - 1)
-    return max(report.longest, min(TOKENS_ON_CPU, size * report.longest))

@@ -38,8 +38,8 @@ def decide_micro_batch(
         return
     rows, room = _rows_that_fit(recipe, facts, values, checkpointing)
     tokens, why = rows * longest, f"auto: {rows} of the longest, {longest}; {room}"
-    if device == "cpu" and tokens > TOKENS_ON_CPU:
-        tokens, why = max(longest, TOKENS_ON_CPU), f"auto: {TOKENS_ON_CPU} on CPU, or the longest, {longest}"
+    if device == "cpu" and (fewer := tokens_on_cpu(rows, longest)) < tokens:
+        tokens, why = fewer, f"auto: {TOKENS_ON_CPU} on CPU, or the longest, {longest}"
     share = math.ceil(recipe.train.batch_size * facts.data.tokens / facts.data.examples / values["num_processes"])
     if values["num_processes"] > 1 and tokens > max(longest, share):
         tokens, why = (
@@ -52,6 +52,11 @@ def decide_micro_batch(
         decide("micro_batch_tokens", None, "examples are counted: a frozen model has read their tokens before")
     mean = max(1, min(rows, tokens * facts.data.examples // facts.data.tokens))
     decide("micro_batch_size", mean, f"auto: rows of mean length in {tokens} tokens, at most {rows}")
+
+
+def tokens_on_cpu(rows: int, longest: int) -> int:
+    """Tokens of a forward on a processor, where `rows` of the longest example would fit."""
+    return max(longest, min(TOKENS_ON_CPU, rows * longest))
 
 
 def decide_accumulation(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str, Any]) -> None:
