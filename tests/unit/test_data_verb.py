@@ -92,9 +92,8 @@ def test_packs_of_the_first_step_are_those_that_training_makes(tmp_path: Path) -
         ready.dataset.train.examples,
         0,
         batch_size=8,
-        micro_batch_size=3,
+        cut=ready.plan.cut,
         seed=0,
-        capacity=ready.plan.micro_batch_tokens,
     )
     assert found["capacity"] == ready.plan.micro_batch_tokens
     assert [[(one["row"], one["end"] - one["start"]) for one in pack["examples"]] for pack in found["packs"]] == [
