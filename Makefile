@@ -48,6 +48,7 @@ gpu: $(READY)  ## tests that need a CUDA device
 
 BENCH ?=
 bench: $(READY)  ## beside other trainers, in turn: hours; BENCH="--quick" tries it; docs/benchmark.md
+	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python tests/bench/leakage.py
 	$(BIN)/python tests/bench/tricks.py
 	$(BIN)/python tests/bench/speed.py $(BENCH)
