@@ -33,8 +33,7 @@ if settings.method == "lora":
     model = get_peft_model(model, config)
 trainer = Trainer(
     model=model,
-    args=TrainingArguments(**trainer_arguments(settings), use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True,
-                           train_sampling_strategy="sequential"),
+    args=TrainingArguments(**trainer_arguments(settings), train_sampling_strategy="sequential"),
     train_dataset=rows,
     data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
     callbacks=[Lines(settings)],

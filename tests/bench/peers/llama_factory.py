@@ -49,7 +49,6 @@ run_exp(
         "neat_packing": True,
         "disable_gradient_checkpointing": True,
         "disable_shuffling": True,
-        "disable_tqdm": True,
     },
     callbacks=[Look(), Lines(settings)],
 )

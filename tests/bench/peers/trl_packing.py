@@ -18,7 +18,7 @@ lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-lin
 trainer = SFTTrainer(
     model=settings.model,
     args=SFTConfig(
-        **trainer_arguments(settings), use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True, packing=True,
+        **trainer_arguments(settings), packing=True,
         max_length=settings.pack_length, gradient_checkpointing=False, completion_only_loss=True,
         model_init_kwargs={"dtype": "bfloat16" if settings.dtype == "bf16" else "float32"},
     ),
