@@ -170,7 +170,6 @@ def _watch(command: list[str], metrics: Path, folder: Path, conditions: Conditio
         try:
             while status is None:
                 time.sleep(LOOK_SECONDS)
-                _confine(process.pid, conditions.cores)
                 pid, code, usage = os.wait4(process.pid, os.WNOHANG)
                 status = code if pid else None
                 now = time.perf_counter() - started
@@ -190,16 +189,6 @@ def _watch(command: list[str], metrics: Path, folder: Path, conditions: Conditio
         error = f"exit code {process.returncode}: {said[-1500:]}"
     return {"stamps": stamps, "steps": lines, "events": events, "peak_mib": usage.ru_maxrss / 1024,
             "cpu_seconds": usage.ru_utime + usage.ru_stime, "seconds": now, "error": error}  # fmt: skip
-
-
-def _confine(pid: int, cores: tuple[int, ...]) -> None:
-    """Put a process and its threads back on their cores: importing torch has been seen to give it all there are."""
-    try:
-        if os.sched_getaffinity(pid) != set(cores):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), cores)
-    except (ProcessLookupError, FileNotFoundError):
-        return  # it, or a thread of it, has just ended
 
 
 def _new_lines(path: Path, seen: int) -> tuple[list[dict[str, Any]], int]:

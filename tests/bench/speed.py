@@ -82,7 +82,7 @@ class Bench:
         from ftune.facts import look_at_machine
 
         self.asked = asked
-        cores = sorted(os.sched_getaffinity(0))  # before torch is imported, which may widen it
+        cores = sorted(os.sched_getaffinity(0))
         machine = look_at_machine(ROOT)
         self.cores = tuple(cores[: asked.threads or None])
         self.dtype = {"auto": "bf16" if machine.fast_bf16 else "fp32"}.get(asked.dtype, asked.dtype)
