@@ -37,7 +37,7 @@ def chat(*words: str, system: str | None = None, number: int = 1) -> Sample:
 
 def pair(prompt: str, completion: str, number: int = 1) -> Sample:
     row = Row("pairs.jsonl", number, {"prompt": prompt, "completion": completion})
-    sample = to_sample(row, "prompt_completion", {})
+    sample = to_sample(row, "prompt_completion", {}, ("prompt", "completion"))
     assert isinstance(sample, Sample), sample
     return sample
 
