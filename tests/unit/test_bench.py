@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -139,19 +137,6 @@ def test_lines_are_read_whole_and_once(tmp_path: Path) -> None:
     assert race._new_lines(file, seen) == ([{"event": "end"}], 35)
 
 
-def test_a_process_that_takes_more_cores_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import os, time; print(min(os.sched_getaffinity(0)), flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        core = int(process.stdout.readline())
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {core, core + 1})  # what torch may do to it
-        race._confine(process.pid, (core,))
-        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-        process.kill()
-    assert f"Cpus_allowed_list:\t{core}\n" in status
-    race._confine(process.pid, (core,))  # it has ended: nothing to do
-
-
 def test_rows_and_their_tokens(tmp_path: Path) -> None:
     corpus = ["the ship sails over the sea and the moon is high above the mast of the ship. " * 40]
     tokenizer = workloads.make_tokenizer(corpus, 300)
@@ -167,6 +152,7 @@ def test_rows_and_their_tokens(tmp_path: Path) -> None:
 
 def test_peers_read_the_rows_in_the_order_of_ftune() -> None:
     from ftune.data.order import window
+    from ftune.data.pack import Cut
 
     rows = [{"number": i} for i in range(10)]
 
@@ -174,7 +160,7 @@ def test_peers_read_the_rows_in_the_order_of_ftune() -> None:
         def __init__(self, number: int) -> None:
             self.number, self.num_tokens, self.num_targets = number, 1, 1
 
-    taken = window([Fake(i) for i in range(10)], 1, batch_size=4, micro_batch_size=4, seed=0)  # type: ignore[arg-type]
+    taken = window([Fake(i) for i in range(10)], 1, batch_size=4, cut=Cut(4), seed=0)  # type: ignore[arg-type]
     ordered = race.ordered_rows(rows)
     assert sorted(row["number"] for row in ordered) == list(range(10))
     assert {e.number for e in taken.micro_batches[0]} == {row["number"] for row in ordered[4:8]}  # type: ignore[attr-defined]
