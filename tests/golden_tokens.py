@@ -94,7 +94,8 @@ def documents(rng: random.Random) -> list[Sample]:
 
 def pairs(rng: random.Random) -> list[Sample]:
     rows = [{"prompt": words(rng, 20), "completion": words(rng, 12)} for _ in range(12)]
-    samples = [to_sample(Row("p.jsonl", i, row), "prompt_completion", {}) for i, row in enumerate(rows, start=1)]
+    shown = ("prompt", "completion")
+    samples = [to_sample(Row("p.jsonl", i, row), "prompt_completion", {}, shown) for i, row in enumerate(rows, start=1)]
     assert all(isinstance(sample, Sample) for sample in samples)
     return samples  # type: ignore[return-value]
 

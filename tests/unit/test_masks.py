@@ -121,7 +121,10 @@ def test_without_a_chat_template_an_answer_ends_with_eos(template: str | None, v
     own = tokenizer(variant, None)
     renderer = Renderer(own, template)
     row = golden_masks.to_sample(
-        golden_masks.Row("a.jsonl", 1, {"prompt": "Is it?", "completion": "yes"}), "prompt_completion", {}
+        golden_masks.Row("a.jsonl", 1, {"prompt": "Is it?", "completion": "yes"}),
+        "prompt_completion",
+        {},
+        shown=("prompt",),
     )
     assert isinstance(row, Sample)
     example = encode(row, renderer)
