@@ -73,8 +73,8 @@ def guarded(verb: Verb) -> Verb:
                 traceback.print_exc()
             if isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_OUT_OF_MEMORY):
                 fail(OUT_OF_MEMORY, 9)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                fail(f"the output cannot be written: {error.strerror}.", 5)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                fail(f"{error.filename or 'the output'} cannot be written: {error.strerror}.", 5)
             fail(_bug_report(error), 1)
 
     return run  # type: ignore[return-value]

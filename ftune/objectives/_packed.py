@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ftune.attention import packed_arguments
-from ftune.cross_entropy import token_losses
+from ftune.cross_entropy import sums_of_rows, token_losses
 
 if TYPE_CHECKING:
     import torch
@@ -73,5 +73,4 @@ def packed_losses(
         losses = cross_entropy(said.float(), labels, reduction="none")  # [N]
     rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)[targets]
     counts = torch.bincount(rows, minlength=len(lengths))
-    sums = torch.zeros(len(lengths), device=losses.device).index_add(0, rows, losses)
-    return sums, counts
+    return sums_of_rows(losses, rows, len(lengths)), counts

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from ftune.cross_entropy import sums_of_rows
 from ftune.metrics import names_of
 from ftune.objectives import Encoding, Head, Objective
 from ftune.objectives._packed import packed_losses
@@ -92,7 +93,7 @@ class TokenClassification(Objective):
         logits = model(**inputs).logits.float()  # [B, T, K]
         rows = is_target.nonzero()[:, 0]  # [N]
         losses = cross_entropy(logits[is_target], batch["labels"][is_target], reduction="none")  # [N]
-        sums = torch.zeros(len(is_target), device=losses.device).index_add(0, rows, losses)
+        sums = sums_of_rows(losses, rows, len(is_target))
         chosen = torch.where(is_target, logits.argmax(dim=-1), -1)  # pads tell which positions are words
         return sums, is_target.sum(dim=1), chosen
 
