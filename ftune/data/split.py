@@ -19,6 +19,9 @@ from ftune.data.shape import Sample, without_nan
 from ftune.data.strata import nearest_strata
 from ftune.errors import DataError, RowProblem
 
+SHARE = 1 << 18
+"""Rows whose digests are sorted together."""
+
 
 def digest(value: object) -> int:
     """8 bytes of BLAKE2b over a text, a number or a tuple of them, the same on every machine and version.
@@ -73,11 +76,11 @@ def duplicates(content: np.ndarray) -> np.ndarray:
 
 
 def _shares(digests: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows in shares of 200,000 or so, each with all the rows of its digests: so little is sorted at a time.
+    """Rows in shares of about `SHARE`, each with all the rows of its digests: so little is sorted at a time.
 
     Digests of a share are above those of the shares before, and its rows are ascending.
     """
-    bits = (len(digests) >> 18).bit_length()
+    bits = (len(digests) // SHARE).bit_length()
     if not bits:
         yield np.arange(len(digests))
         return

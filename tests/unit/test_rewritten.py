@@ -59,6 +59,7 @@ def test_the_examples_of_a_row_stay_together_and_every_row_is_accounted_for(tmp_
     assert accounted, lines
     reports = (dataset.train.report, dataset.eval.report)
     assert (sum(r.rows for r in reports), sum(r.windows for r in reports)) == (24, LEARNED)
+    assert not any(r.truncated for r in reports), "an answer of weight 0 is none that was cut off"
     told = [note.split(" because ")[0] for report in reports for note in report.notes if "became" in note]
     rewritten = [sum(number % 3 == 0 for number in sides[name]) for name in ("train", "eval")]
     assert told == [f"{rows} rows became {2 * rows} examples" for rows in rewritten if rows]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftune.data import split
 from ftune.data.chat import Turn
 from ftune.data.read import Row
 from ftune.data.shape import Sample
@@ -137,6 +138,16 @@ def test_a_million_rows_are_no_matter() -> None:
 
 
 # what makes a group
+
+
+def test_digests_that_are_sorted_in_shares_give_what_one_sort_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = digests([f"question {i % 37}" for i in range(400)])
+    whole = (duplicates(rows).tolist(), *(held_out(rows, 0.2, seed, None).tolist() for seed in range(5)))
+    monkeypatch.setattr(split, "SHARE", 8)
+    shares = list(split._shares(rows))
+    assert len(shares) > 30
+    assert sorted(np.concatenate(shares).tolist()) == list(range(400))
+    assert (duplicates(rows).tolist(), *(held_out(rows, 0.2, seed, None).tolist() for seed in range(5))) == whole
 
 
 def test_the_first_question_or_a_column_makes_a_group() -> None:

@@ -6,7 +6,7 @@ import datetime
 import gc
 import itertools
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def test_a_sample_comes_back(turns: list[Turn], text: str, label: Any, fields: A
     shown = None if fields is None else {name: fields[name] for name in ("x",) if name in fields}
     assert again == replace(sample, fields=shown)
     assert (type(again.label), again.content) == (type(sample.label), sample.content)
+
+
+def test_a_turn_is_shown_as_every_dataclass_is() -> None:
+    """Digests of rows, and so the cache, rest on every field of it."""
+    turn = Turn(
+        "assistant", "x", name="n", tool_calls=({"a": 1},), tool_call_id="i", reasoning="r", weight=0, spelled=True
+    )
+    shown = ", ".join(f"{field.name}={getattr(turn, field.name)!r}" for field in fields(turn))
+    assert repr(turn) == f"Turn({shown})"
 
 
 def test_what_json_has_no_word_for_is_text() -> None:
