@@ -9,13 +9,14 @@ import tiny_models
 import torch
 import transformers
 from bench import bench, two_steps
-from laws import recipe
+from laws import recipe, train
 
 from ftune import builtin, cross_entropy, loss_trial, methods, objectives
 from ftune.base import family_of
 from ftune.cross_entropy import token_losses
 from ftune.loss_trial import chunking_refusal
 from ftune.model import auto_class
+from ftune.scoring import evaluate
 
 CELLS = [(head, family) for head in ("causal", "masked", "seq2seq") for family in tiny_models.FAMILIES[head]]
 OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "seq2seq_lm"}
@@ -208,3 +209,25 @@ def test_training_takes_the_same_steps(tmp_path: Any, monkeypatch: Any, method: 
 def test_the_plan_says_how_losses_are_computed(tmp_path: Any) -> None:
     plan = bench(recipe(tmp_path)).plan
     assert plan.loss_chunk == 2**24 // builtin.VOCABULARY and "a trial" in plan.sources["loss_chunk"]
+
+
+@pytest.mark.parametrize("target", ["run", "recipe.yaml"])
+def test_scoring_computes_them_so_too(tmp_path: Any, monkeypatch: Any, target: str) -> None:
+    """Of a run, as its plan has it; of a base model, after a trial of its own."""
+    loaded = recipe(tmp_path, data={"eval": "rows.jsonl"}, train={"duration": "1 steps", "batch_size": 4})
+    if target == "run":
+        train(loaded)
+    asked = []
+
+    def noted(*given: Any, chunk: int | None, **options: Any) -> Any:
+        asked.append(chunk)
+        return token_losses(*given, chunk=chunk, **options)
+
+    monkeypatch.setattr(objectives.causal_lm, "token_losses", noted)
+    scored = evaluate(
+        loaded.output_dir if target == "run" else loaded.path, split="eval", data_file=None, metrics=None,
+        max_rows=None, batch_size=4, overrides=(), tick=lambda *_: None,
+    )  # fmt: skip
+    assert scored.rows == 11
+    in_trial = {None, loss_trial.CHUNK} if target != "run" else set()
+    assert set(asked) == {2**24 // builtin.VOCABULARY} | in_trial
