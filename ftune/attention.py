@@ -131,21 +131,21 @@ def _row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seg
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    runs = list(_runs(segments.lengths))
+    # cut at once: the gradient of each single slice would be as large as the whole, and zero nearly everywhere
+    sizes = [count * length for count, length in runs]
+    pieces = [torch.split_with_sizes(states[0], sizes, dim=1) for states in (query, key, value)]
     outputs = []
-    for start, count, length in _runs(segments.lengths):
-        span = slice(start, start + count * length)
-
-        def rows(states: torch.Tensor, span: slice = span, shape: tuple[int, int] = (count, length)) -> torch.Tensor:
-            cut = states[0, :, span]
-            return cut.reshape(cut.shape[0], *shape, cut.shape[2]).transpose(0, 1)  # [rows, H, length, D]
-
+    for (count, length), *cuts in zip(runs, *pieces, strict=True):
+        shape = (count, length)
+        queries, keys, values = (cut.unflatten(1, shape).transpose(0, 1) for cut in cuts)  # [rows, H, length, D]
         mask = None
         if how.window is not None and length > how.window:
             place = torch.arange(length, device=query.device)
             behind = place[:, None] - place[None, :]
             mask = (behind >= 0) & (behind < how.window)
         attended = scaled_dot_product_attention(
-            rows(query), rows(key), rows(value), attn_mask=mask, dropout_p=how.dropout, scale=how.scale,
+            queries, keys, values, attn_mask=mask, dropout_p=how.dropout, scale=how.scale,
             is_causal=how.causal and mask is None,
         )  # fmt: skip
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [rows * length, H, D]
@@ -169,13 +169,9 @@ def _in_one_kernel(
     return torch.as_tensor(attended).unsqueeze(0)
 
 
-def _runs(segments: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Neighbouring rows of one length, as (first token, number of rows, their length)."""
-    start = 0
-    for length, same in itertools.groupby(segments):
-        count = len(list(same))
-        yield start, count, length
-        start += count * length
+def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring rows of one length, as (number of rows, their length)."""
+    return ((len(list(same)), length) for length, same in itertools.groupby(lengths))
 
 
 def packing_refusal(config: PreTrainedConfig, auto_class: Any) -> str | None:

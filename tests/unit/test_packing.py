@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from laws import BLOCKS, recipe
 from tiny_models import HEADS
 
-from ftune import builtin
+from ftune import attention, builtin
 from ftune.attention import packed_arguments, packing_refusal, use_packed_attention
 from ftune.data.encode import Example
 from ftune.data.order import window
@@ -121,6 +121,23 @@ def test_models_that_do_not_isolate_rows_are_found(kind: str, reason: str) -> No
     head = "masked" if kind == "modernbert" else "causal"
     config = transformers.AutoConfig.for_model(kind, **settings)
     assert reason in str(packing_refusal(config, getattr(transformers, HEADS[head])))
+
+
+def test_what_attention_computes_backward_grows_with_tokens_and_not_with_tokens_times_rows() -> None:
+    allocated = []
+    for lengths in ([400], [3, 5] * 50):
+        states = torch.randn(1, 2, 400, 8, requires_grad=True)
+        arguments = packed_arguments(torch.tensor(lengths), torch.device("cpu"))
+        out, _ = attention._attention(torch.nn.Module(), states, states, states, **without_cache(arguments))
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as seen:
+            out.sum().backward()
+        allocated.append(sum(max(0, event.self_cpu_memory_usage) for event in seen.events()))
+    assert allocated[1] <= 3 * allocated[0]
+
+
+def without_cache(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name != "use_cache"}
 
 
 def test_a_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
