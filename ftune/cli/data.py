@@ -23,6 +23,7 @@ from ftune.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from ftune.data_packs import Packs
     from ftune.data_view import Request, Seen
     from ftune.load import Loaded
 
@@ -74,11 +75,12 @@ def data_cli(
         screen.tick("counting rows")
         accounted, lines = account(loaded.recipe, seen.rows.dataset, source_rows(loaded.recipe, loaded.folder))
     profiles = _profiles(loaded, seen)
-    lines += packs_of(loaded.recipe, seen.rows.dataset.train).sentences()
+    packs = packs_of(loaded.recipe, seen.rows.dataset.train)
+    lines += packs.sentences()
     if html is not None:
         _write_page(html, loaded, seen, profiles, lines, tokens=tokens)
     if json:
-        print_json(_as_json(loaded, seen, profiles, request.split, accounted=accounted, tokens=tokens))
+        print_json(_as_json(loaded, seen, profiles, packs, request.split, accounted=accounted, tokens=tokens))
     else:
         _print(loaded, seen, profiles, lines, html=html, tokens=tokens)
 
@@ -115,11 +117,11 @@ def _profiles(loaded: Loaded, seen: Seen) -> dict[str, dict[str, Any]]:
 
 
 def _as_json(
-    loaded: Loaded, seen: Seen, profiles: dict[str, dict[str, Any]], shown: str, *, accounted: bool, tokens: bool
-) -> dict[str, Any]:
+    loaded: Loaded, seen: Seen, profiles: dict[str, dict[str, Any]], packs: Packs, shown: str, *, accounted: bool,
+    tokens: bool,
+) -> dict[str, Any]:  # fmt: skip
     """The train split, with `eval` and `test` beside it; examples are of the split that was asked for."""
     from ftune.data.view import view_json
-    from ftune.data_packs import packs_of
 
     dataset = seen.rows.dataset
     views = [view_json(view, tokens=tokens) for view in seen.views]
@@ -137,7 +139,7 @@ def _as_json(
         "template": dataset.template,
         "max_length": seen.rows.max_length,
         "label_names": list(dataset.labels),
-        "packing": packs_of(loaded.recipe, dataset.train).to_json(),
+        "packing": packs.to_json(),
     }
 
 
