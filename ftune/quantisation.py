@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,14 +78,11 @@ class Quantisation:
 
 
 def bitsandbytes(what: str = "quantised weights need", instead: str = "train with method: lora") -> Any:
-    """The package, imported without its warning of a CPU kernel that is not there and not used.
+    """The package.
 
     Raises:
         MachineError: it is not installed; says `what` the package, and what to do `instead`.
     """
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
         import bitsandbytes as package
     except ImportError as error:
@@ -94,8 +90,6 @@ def bitsandbytes(what: str = "quantised weights need", instead: str = "train wit
             f"{what} the package bitsandbytes, which is not installed. "
             f"Install it with `pip install bitsandbytes`, or {instead}."
         ) from error
-    finally:
-        logger.setLevel(level)
     return package
 
 

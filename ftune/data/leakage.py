@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ftune.data.near import NearIndex, Shingle, shingles_of, templates_in, without_templates, words_of
+from ftune.data.near import NearIndex, templates_in, without_templates, words_of
 from ftune.data.read import Row
 from ftune.data.shape import Sample
 from ftune.data.split import digest
@@ -167,7 +167,7 @@ def find_leaks(
     index = _Held(held, threshold)
     tally = _Tally(index)
     between = [
-        tally.note(index.splits[key], row, index.matches(index.contents[key], index.sets[key]))
+        tally.note(index.splits[key], row, index.matches(index.contents[key], index.words[key]))
         for key, row in enumerate(index.rows)
         if index.splits[key] != index.splits[-1]  # the last split has none to be compared with
     ]
@@ -175,7 +175,7 @@ def find_leaks(
     for position, sample in enumerate(train):
         if position % 1000 == 0:
             tick("comparing train with held-out rows", position, 0)
-        pair = tally.note(TRAIN, sample.row, index.matches(digest(sample.content), index.sets_of(sample)))
+        pair = tally.note(TRAIN, sample.row, index.matches(digest(sample.content), index.words_of(sample)))
         if pair is not None:
             leaked.append(position)
             pairs.append(pair)
@@ -183,10 +183,8 @@ def find_leaks(
     return Leaks(np.array(leaked, dtype=np.int64), tally.counts(), tuple(pairs), threshold, remark)
 
 
-Sets = tuple[list[Shingle] | None, list[Shingle] | None]
-"""Shingles of what is asked, and of question and answer; None where the text is short, or there is no answer."""
-Words = tuple[list[str], list[str]]
-"""Of what is asked, and of the answer."""
+Words = tuple[Sequence[str], Sequence[str]]
+"""Of what is asked, and of the answer; or, without templates, of what is asked, and of question and answer together."""
 Match = tuple[int, float | None]
 """Number of a held-out row and its similarity, None where it is the same word for word."""
 
@@ -199,7 +197,7 @@ class _Held:
         self.rows: list[Row] = []
         self.contents: list[int] = []
         self.by_content: dict[int, list[int]] = defaultdict(list)
-        words: list[Words] = []
+        words: list[tuple[list[str], list[str]]] = []
         for name, samples in held.items():
             for sample in samples:
                 self.contents.append(digest(sample.content))
@@ -210,28 +208,26 @@ class _Held:
                     words.append(_words(sample))
         one_of_each = {tuple(asked): asked + said for asked, said in words}
         self.templates = templates_in(one_of_each.values())
-        self.sets = [self._sets(*texts) for texts in words] or [(None, None)] * len(self.rows)
+        self.words = [self._own(*texts) for texts in words] or [((), ())] * len(self.rows)
         self.indexes = () if threshold is None else (NearIndex(threshold), NearIndex(threshold))
-        for key, sets in enumerate(self.sets):
-            for index, shingles in zip(self.indexes, sets, strict=False):
-                if shingles is not None:
-                    index.add(key, shingles)
+        for key, texts in enumerate(self.words):
+            for index, own in zip(self.indexes, texts, strict=False):
+                index.add(key, own)
 
-    def sets_of(self, sample: Sample) -> Sets:
+    def words_of(self, sample: Sample) -> Words:
         """What a row is compared by."""
-        return self._sets(*_words(sample)) if self.indexes else (None, None)
+        return self._own(*_words(sample)) if self.indexes else ((), ())
 
-    def _sets(self, asked: list[str], said: list[str]) -> Sets:
-        whole = shingles_of(without_templates(asked + said, self.templates)) if said else None
-        return shingles_of(without_templates(asked, self.templates)), whole
+    def _own(self, asked: list[str], said: list[str]) -> Words:
+        whole = without_templates(asked + said, self.templates) if said else ()
+        return without_templates(asked, self.templates), whole
 
-    def matches(self, content: int, sets: Sets) -> Iterator[Match]:
+    def matches(self, content: int, words: Words) -> Iterator[Match]:
         """Every held-out row that is the same or near; it may come twice, by question and as a whole."""
         same = self.by_content.get(content, [])
         yield from ((key, None) for key in same)
-        for index, shingles in zip(self.indexes, sets, strict=False):
-            if shingles is not None:
-                yield from (match for match in index.matches(shingles) if match[0] not in same)
+        for index, own in zip(self.indexes, words, strict=False):
+            yield from (match for match in index.matches(own) if match[0] not in same)
 
 
 class _Tally:
@@ -270,7 +266,7 @@ class _Tally:
         }
 
 
-def _words(sample: Sample) -> Words:
+def _words(sample: Sample) -> tuple[list[str], list[str]]:
     asked, said = texts_of(sample)
     return words_of(asked), words_of(said)
 

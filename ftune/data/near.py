@@ -108,21 +108,26 @@ class NearIndex:
         self._minhash = MinHash(num_perm=PERMUTATIONS, seed=SEED, hashfunc=int)
         self._index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
 
-    def add(self, key: int, shingles: Sequence[Shingle]) -> None:
-        """Put a set in, under a key of its own."""
+    def add(self, key: int, words: Sequence[str]) -> None:
+        """Put a text in, under a key of its own; a short one is left out."""
+        shingles = shingles_of(words)
+        if shingles is None:
+            return
         numbers = [self._numbers.setdefault(member, len(self._numbers)) for member in shingles]
         self._sets[key] = np.array(numbers, dtype=np.int32)
         self._index.insert(key, self._hashed(numbers), check_duplication=False)
 
-    def matches(self, shingles: Sequence[Shingle]) -> list[tuple[int, float]]:
-        """Key and similarity of every set in the index that is as near as the threshold, by key."""
-        known = [number for number in map(self._numbers.get, shingles) if number is not None]
-        if len(known) < self._threshold * len(shingles):  # too few are in any set of the index
-            return []
-        found, own = [], set(known)
-        for key in sorted(self._index.query(self._hashed(known))):  # without the others, it only looks more alike
-            shared = len(own.intersection(self._sets[key].tolist()))
-            similarity = shared / (len(shingles) + len(self._sets[key]) - shared)
+    def matches(self, words: Sequence[str]) -> list[tuple[int, float]]:
+        """Key and similarity of every text in the index that is as near as the threshold, by key."""
+        own: set[Shingle] = {*words, *itertools.pairwise(words)}
+        unknown = own.difference(self._numbers)
+        if len(own) - len(unknown) < self._threshold * len(own) or len({*words}) < MIN_WORDS:
+            return []  # as for most texts: too few of its members are in any set of the index
+        known = {self._numbers[member] for member in own - unknown}
+        found = []
+        for key in sorted(self._index.query(self._hashed([*known]))):  # without the others, it only looks more alike
+            shared = len(known.intersection(self._sets[key].tolist()))
+            similarity = shared / (len(own) + len(self._sets[key]) - shared)
             if similarity >= self._threshold:
                 found.append((key, similarity))
         return found

@@ -50,7 +50,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "builtin:tiny-bert"
     tokenizer = load_tokenizer(find_base(Model(name=name), Path()))
     how = Labelling(Renderer(tokenizer, None), label_names(row.label for row in train), 512, "truncate", False)
-    tokenising = seconds(lambda: encode_row_labels(train + test, how, lambda done: None))
+    tokenising = seconds(lambda: list(encode_row_labels(train + test, how, lambda done: None)))
     print(f"{'':<34} {'CPU s':>6} {'share':>6}   (best of {ROUNDS}; tokenizer of {name})")
     print(f"{f'tokenising {len(train) + len(test)} rows':<34} {tokenising:>6.2f}")
     for what, held, near in (

@@ -175,3 +175,18 @@ def test_law_14_a_wrong_recipe_is_one_error_before_anything_heavy_is_imported(tm
         lines = message.strip().splitlines()
         assert len(lines) == 1 and re.search(pattern, lines[0]), (name, message)
     assert not list(tmp_path.glob("*/run"))
+
+
+LIBRARIES = """
+import sys
+from ftune.cli.common import prepare_process
+prepare_process(offline=True, verbose=False)
+import peft, bitsandbytes
+print(sorted({"torch._inductor.compile_fx", "torch._inductor.lowering"} & set(sys.modules)))
+"""
+
+
+def test_libraries_load_no_compiler_and_say_nothing() -> None:
+    done = python("-c", LIBRARIES)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == ""

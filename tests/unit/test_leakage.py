@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 import subprocess
@@ -82,6 +83,11 @@ def test_a_text_is_its_words_and_pairs_of_words() -> None:
         ("the", "cat"), ("cat", "and"), ("and", "the"), ("the", "dog"), ("dog", "ran"),
     ]  # fmt: skip
     assert shingles_of(words_of("go go go and stop now")) is None
+    index = NearIndex(0.5)
+    index.add(0, words_of("the cat and the dog ran"))
+    index.add(1, words_of("go go go and stop now"))
+    assert index.matches(words_of("The cat, and the dog, ran.")) == [(0, 1.0)]
+    assert index.matches(words_of("go go go and stop now")) == []
     assert MIN_WORDS == 5
 
 
@@ -101,13 +107,14 @@ def test_bands_miss_one_in_a_thousand_at_most(threshold: float) -> None:
     st.sampled_from([0.3, 0.5, 0.8]),
 )
 def test_what_is_found_is_what_is_near(rows: list[list[str]], threshold: float) -> None:
-    sets = [made for words in rows if (made := shingles_of(words)) is not None]
+    long = [words for words in rows if len({*words}) >= MIN_WORDS]
+    sets = [{*words, *itertools.pairwise(words)} for words in long]
     index = NearIndex(threshold)
-    for key, shingles in enumerate(sets):
-        index.add(key, shingles)
-    for shingles in sets:
+    for key, words in enumerate(long):
+        index.add(key, words)
+    for words, shingles in zip(long, sets, strict=True):
         alike = {key: len({*shingles} & {*s}) / len({*shingles} | {*s}) for key, s in enumerate(sets)}
-        hits = dict(index.matches(shingles))
+        hits = dict(index.matches(words))
         assert hits.items() <= alike.items()
         assert {key for key, value in alike.items() if value == 1} <= hits.keys()
         assert min(hits.values(), default=1) >= threshold
@@ -178,11 +185,11 @@ def test_recall_at_the_threshold_itself() -> None:
 def test_results_repeat_in_another_process() -> None:
     """The hashes of Python's own strings differ from process to process; what is found must not."""
     program = (
-        "import random\nfrom ftune.data.near import NearIndex, shingles_of\n"
+        "import random\nfrom ftune.data.near import NearIndex\n"
         "rng = random.Random(0)\nindex = NearIndex(0.3)\n"
         "rows = [[f'w{rng.randrange(14)}' for _ in range(20)] for _ in range(150)]\n"
-        "[index.add(key, shingles_of(row)) for key, row in enumerate(rows)]\n"
-        "print([index.matches(shingles_of(row)) for row in rows])\n"
+        "[index.add(key, row) for key, row in enumerate(rows)]\n"
+        "print([index.matches(row) for row in rows])\n"
     )
     root = str(Path(__file__).parents[2])
     said = [
