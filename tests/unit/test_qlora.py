@@ -289,9 +289,9 @@ def test_an_evaluation_leaves_gradients_bit_equal(published: Folder, family: str
 def test_canary_bitsandbytes_repacks_in_evaluation(published: Folder) -> None:
     """When this fails, the flag is no longer needed."""
     model = attach(load(published, "llama", method()), method())
-    before, said = gradients(model), logits(model)
+    before = gradients(model)
     _pretend_avx512(model)
-    assert float((logits(model) - said).abs().max()) > 0.1
+    logits(model)  # noise on other CPUs, right to bf16 on these: there nothing tells of what comes after
     after = gradients(model)
     assert max(float((before[name] - after[name]).norm() / before[name].norm()) for name in before) > 0.1
 
