@@ -93,7 +93,8 @@ class _Seam:
             return self.kind(last_hidden_state=self.given)
         output = self.body(*arguments, **keywords)
         self.kind, self.seen = type(output), output.last_hidden_state
-        output.last_hidden_state = self.seen[:1, :1].detach()
+        one = self.seen.detach()[0, 0]  # not [:1, :1], whose strides would make the head copy its weights
+        output.last_hidden_state = one[None, None]
         return output
 
 
@@ -123,13 +124,13 @@ class _Split:
         return self._seam.seen
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the head makes of hidden states: [C, D] -> [C, V]."""
+        """What the head makes of hidden states: [C, D] -> [1, C, V]."""
         from transformers.modeling_outputs import BaseModelOutput
 
         self._seam.given = hidden[None]
         encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden[None])} if self._pair else {}
         said: torch.Tensor = self._model(**encoded).logits
-        return said.flatten(0, 1)  # the backward pass of said[0] would fill as much memory with zeros first
+        return said
 
     def head_parameters(self) -> list[torch.nn.Parameter]:
         """What learns outside the body; the embeddings too where the head is tied to them."""
@@ -198,10 +199,12 @@ def _losses_and_slopes(
         rows = slice(start, start + task.chunk)
         given = hidden[rows].requires_grad_(of_hidden is not None)
         logits = task.head(given)
+        # a view of them that autograd knows would pass its gradient on through zeros as large, as their values change
+        values = logits.detach()[0]
         with torch.no_grad():
-            losses[rows] = _into_slopes(logits.detach(), task.labels[rows], task.smoothing, wanted)
+            losses[rows] = _into_slopes(values, task.labels[rows], task.smoothing, wanted)
             if wanted and weights is not None:
-                logits.detach().mul_(weights[rows, None])
+                values.mul_(weights[rows, None])
         if wanted:
             leaves = [*([given] if of_hidden is not None else []), *parameters]
             found = list(_gradients(logits, leaves))
@@ -212,7 +215,7 @@ def _losses_and_slopes(
 
 
 def _gradients(logits: torch.Tensor, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-    """Of each leaf, from the slopes that stand in the memory of `logits`; None where it took no part."""
+    """Of each leaf, from the slopes that stand in the memory of `logits`, [1, C, V]; None where it took no part."""
     import torch
 
     with torch.autocast(logits.device.type, enabled=False):  # backward runs in the types that forward ran in

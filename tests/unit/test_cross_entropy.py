@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -67,6 +68,21 @@ def test_a_frozen_head_gets_no_gradient(head: str, family: str) -> None:
     whole, chunks = (learned(model, head, tiny_models.batch(head, family), chunk=c) for c in (None, 5))
     assert_alike(whole, chunks)
     assert learns.grad is not None and len(chunks[1]) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_no_zeros_as_large_as_the_logits_and_no_copy_of_the_head(family: str) -> None:
+    """A product of a batch copies its weights for each item where they are kept in bf16."""
+    model = tiny_models.model("causal", family)
+    model.base_model.norm.weight.requires_grad_(True)
+    head, inputs = model.get_output_embeddings().weight, {**tiny_models.batch("causal", family), "use_cache": False}
+    places, labels = (torch.zeros(7, dtype=torch.int64), torch.arange(7)), torch.arange(7)
+    with torch.profiler.profile(record_shapes=True) as profiled:
+        token_losses(model, inputs, places, labels, chunk=7).sum().backward()
+    seen = [(event.name, math.prod(event.input_shapes[-1 if "bmm" in event.name else 0]))
+            for event in profiled.events() if event.input_shapes]  # fmt: skip
+    assert ("aten::zero_", 7 * len(head)) not in seen
+    assert ("aten::bmm", head.numel()) not in seen
 
 
 def test_no_more_logits_than_a_chunk_of_targets() -> None:
