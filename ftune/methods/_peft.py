@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ftune import targets
 from ftune.errors import ArtifactError
 from ftune.methods import _tokens
+from ftune.methods._lora_layer import use_lean_layers
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ def attach(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     from peft import get_peft_model
     from peft.utils import ModulesToSaveWrapper
 
+    use_lean_layers(config)
     attached = get_peft_model(model, config)
     attached.peft_config[ADAPTER].base_model_name_or_path = model.config._name_or_path
     for module in attached.modules():
