@@ -31,7 +31,7 @@ def use_lean_layers(config: PeftConfig) -> None:
     from peft import LoraConfig
 
     if isinstance(config, LoraConfig):
-        config._register_custom_module({torch.nn.Linear: _layer_for})  # type: ignore[dict-item]
+        config._register_custom_module({torch.nn.Linear: _layer_for})
 
 
 def _layer_for(target: torch.nn.Module, adapter_name: str, **settings: Any) -> torch.nn.Module | None:

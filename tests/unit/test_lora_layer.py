@@ -71,7 +71,7 @@ def test_in_bf16_it_is_no_further_from_fp32_than_peft() -> None:
     exact = learned(built(lean=False, dtype=torch.bfloat16).float(), x.float())
     lean, peft = (error(learned(built(lean=kind, dtype=torch.bfloat16), x, cast=True), exact) for kind in (True, False))
     assert lean <= 1.05 * peft
-    assert peft < 0.02
+    assert peft < 0.05
 
 
 def test_what_is_not_plain_lora_is_left_to_peft() -> None:
