@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftune.shrink import shrunken
@@ -140,7 +141,8 @@ def _row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seg
     outputs = []
     for (count, length), *cuts in zip(runs, *pieces, strict=True):
         shape = (count, length)
-        if not query.is_cuda and length < SHORT:
+        exact = not query.is_cuda and length < SHORT
+        if exact:
             cuts = [cut.float() for cut in cuts]
         queries, keys, values = (cut.unflatten(1, shape).transpose(0, 1) for cut in cuts)  # [rows, H, length, D]
         mask = None
@@ -148,12 +150,12 @@ def _row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seg
             place = torch.arange(length, device=query.device)
             behind = place[:, None] - place[None, :]
             mask = (behind >= 0) & (behind < how.window)
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(query.device.type, enabled=False) if exact else nullcontext():
             attended = scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, dropout_p=how.dropout, scale=how.scale,
                 is_causal=how.causal and mask is None,
             )  # fmt: skip
-        outputs.append(attended.to(query.dtype).transpose(1, 2).flatten(0, 1))  # [rows * length, H, D]
+        outputs.append(attended.to(value.dtype).transpose(1, 2).flatten(0, 1))  # [rows * length, H, D]
     return torch.cat(outputs).unsqueeze(0)
 
 

@@ -1,16 +1,18 @@
 """What each trick gains in time and memory, and how exact it is, beside the same work without it.
 
-python tests/bench/tricks.py [--layers 30] [--rounds 3] [--json FILE]
+python tests/bench/tricks.py [--layers 30] [--rounds 3] [--dtype bf16] [--json FILE]
 
 A model with random weights in the shape of SmolLM2-135M does one step, forward and backward, without and with each
 trick in turn; lines show medians over rounds. `seconds` is processor time, `grown` how far resident memory rose above
-what it was before the step, `saved` what autograd kept for the backward pass, without weights.
+what it was before the step, `saved` what autograd kept for the backward pass, without weights. With `--dtype bf16`,
+frozen weights are kept in bf16 and the forward pass runs under autocast.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import statistics
@@ -23,9 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftune import attention
 from ftune.attention import use_packed_attention
 from ftune.data.encode import Example
 from ftune.decide import LOGITS_AT_ONCE
+from ftune.methods._lora_layer import use_lean_layers
 from ftune.objectives._packed import end_to_end
 from ftune.objectives.causal_lm import CausalLM
 
@@ -34,6 +38,7 @@ LENGTHS = (220, 180, 140, 120, 100, 80, 60, 60)
 PROMPT = 0.5
 """Share of each row that is no target."""
 CHUNK = LOGITS_AT_ONCE["cpu"] // VOCABULARY
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Measured:
     loss: float
 
 
-def model_of(layers: int, method: str, lean: bool = False) -> Any:
-    """The model, with what learns."""
+def model_of(layers: int, method: str, dtype: torch.dtype, lean: bool = True, dropout: float = 0.0) -> Any:
+    """The model, with what learns in fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -61,47 +66,16 @@ def model_of(layers: int, method: str, lean: bool = False) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    settings = LoraConfig(r=16, lora_alpha=32, lora_dropout=dropout, target_modules="all-linear")
     if lean:
-        settings._register_custom_module({torch.nn.Linear: lean_layer()})
-    attached = get_peft_model(model, settings)
+        use_lean_layers(settings)
+    attached = get_peft_model(model.to(dtype), settings)
     torch.manual_seed(1)
     for name, parameter in attached.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter.data, std=0.02)
+            parameter.data = parameter.data.float()
     return attached
-
-
-def lean_layer() -> Any:
-    """A LoRA layer whose backward pass is written out: a candidate, see docs/results.md."""
-    from peft.tuners.lora import Linear
-
-    class Update(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Any, weight: Any, a: Any, b: Any, scale: float) -> Any:
-            narrow = x @ a.t()
-            ctx.save_for_backward(x, narrow, weight, a, b)
-            ctx.scale = scale
-            out = x @ weight.t()
-            out.flatten(0, 1).addmm_(narrow.flatten(0, 1), b.t(), alpha=scale)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, slope: Any) -> Any:
-            x, narrow, weight, a, b = ctx.saved_tensors
-            flat = slope.flatten(0, 1)
-            of_narrow = (flat @ b).mul_(ctx.scale)
-            of_x = (flat @ weight).addmm_(of_narrow, a).view(x.shape) if ctx.needs_input_grad[0] else None
-            of_b = (flat.t() @ narrow.flatten(0, 1)).mul_(ctx.scale)
-            return of_x, None, of_narrow.t() @ x.flatten(0, 1), of_b, None
-
-    class Lean(Linear):  # type: ignore[misc]
-        def forward(self, x: Any, *arguments: Any, **keywords: Any) -> Any:
-            name = self.active_adapters[0]
-            a, b = self.lora_A[name].weight, self.lora_B[name].weight
-            return Update.apply(x, self.get_base_layer().weight, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
-
-    return Lean
 
 
 def rows_of(packed: bool, share: float) -> Any:
@@ -120,8 +94,11 @@ def resident(kind: str) -> float:
     return int(text.split(f"{kind}:")[1].split()[0]) / 1024
 
 
-def measured(model: Any, rows: Any, chunk: int | None, learns: bool) -> tuple[Measured, dict[str, torch.Tensor]]:
+def measured(
+    model: Any, rows: Any, chunk: int | None, learns: bool, dtype: torch.dtype = torch.float32
+) -> tuple[Measured, dict[str, torch.Tensor]]:
     """One step and its gradients."""
+    torch.manual_seed(2)
     model.zero_grad(set_to_none=True)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -137,7 +114,11 @@ def measured(model: Any, rows: Any, chunk: int | None, learns: bool) -> tuple[Me
         return tensor
 
     started = time.process_time()
-    with torch.set_grad_enabled(learns), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        torch.set_grad_enabled(learns),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+    ):
         sums, counts = CausalLM().in_chunks(chunk).loss(model, rows)
     loss = sums.sum() / counts.sum()
     if learns:
@@ -151,28 +132,42 @@ def measured(model: Any, rows: Any, chunk: int | None, learns: bool) -> tuple[Me
 Step = Callable[[], tuple[Measured, dict[str, torch.Tensor]]]
 
 
-def tricks(layers: int, share: float) -> dict[str, dict[str, Step]]:
+def tricks(layers: int, share: float, dtype: torch.dtype) -> dict[str, dict[str, Step]]:
     """The same work without a trick and with it."""
-    lora, full = model_of(layers, "lora"), model_of(layers, "full")
-    lean = model_of(layers, "lora", lean=True)
+    lora, full = model_of(layers, "lora", dtype), model_of(layers, "full", dtype)
     padded, packed = rows_of(False, share), rows_of(True, share)
 
     def losses(model: Any, rows: Any, without: str, learns: bool = True) -> dict[str, Step]:
         return {
-            without: lambda: measured(model, rows, None, learns),
-            f"chunks of {CHUNK}": lambda: measured(model, rows, CHUNK, learns),
+            without: lambda: measured(model, rows, None, learns, dtype),
+            f"chunks of {CHUNK}": lambda: measured(model, rows, CHUNK, learns, dtype),
         }
 
-    return {
+    def layers_of(dropout: float) -> dict[str, Step]:
+        """peft's layers and ours."""
+        kinds = {"peft": False, "written out": True}
+        models = {name: model_of(layers, "lora", dtype, lean, dropout) for name, lean in kinds.items()}
+        return {name: functools.partial(measured, made, packed, CHUNK, True, dtype) for name, made in models.items()}
+
+    def attending(short: int) -> tuple[Measured, dict[str, torch.Tensor]]:
+        """With rows of fewer than `short` tokens in fp32."""
+        attention.SHORT, kept = short, attention.SHORT
+        try:
+            return measured(lora, packed, CHUNK, True, dtype)
+        finally:
+            attention.SHORT = kept
+
+    found = {
         "loss, padded, lora": losses(lora, padded, "all logits"),
         "loss, packed, lora": losses(lora, packed, "logits of targets"),
         "loss, packed, full": losses(full, packed, "logits of targets"),
         "loss, padded, eval": losses(lora, padded, "all logits", learns=False),
-        "lora layers, packed": {
-            "peft": lambda: measured(lora, packed, CHUNK, True),
-            "written out": lambda: measured(lean, packed, CHUNK, True),
-        },
+        "lora layers": layers_of(0.0),
+        "lora layers, dropout": layers_of(0.05),
     }
+    if dtype == torch.bfloat16:
+        found["attention, packed"] = {"bf16": lambda: attending(0), "short in fp32": lambda: attending(attention.SHORT)}
+    return found
 
 
 def apart(without: dict[str, torch.Tensor], with_it: dict[str, torch.Tensor]) -> float:
@@ -187,11 +182,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1.0, help="of the rows' lengths")
     parser.add_argument("--only", default="", help="works whose name has this in it")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     print(f"{'work':<20} {'variant':<18} {'seconds':>8} {'grown MB':>9} {'saved MB':>9} {'loss':>9} {'apart':>9}")
     written = []
-    for name, variants in tricks(asked.layers, asked.share).items():
+    for name, variants in tricks(asked.layers, asked.share, DTYPES[asked.dtype]).items():
         if asked.only not in name:
             continue
         found: dict[str, list[Measured]] = {variant: [] for variant in variants}

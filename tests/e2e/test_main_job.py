@@ -31,7 +31,8 @@ def test_whole_job(straight: Path) -> None:
     assert merged["max_difference"] < 1e-4
     assert merged["token_agreement"] == 1.0
     of_merged = json.loads(ftune("eval", run / "merged", "--json", cwd=straight).stdout)
-    assert of_merged["metrics"]["loss"]["value"] == pytest.approx(scored["metrics"]["loss"]["value"], rel=1e-5)
+    rounding = 1e-3 if json.loads((run / "plan.json").read_text())["precision"]["value"] == "bf16" else 1e-5
+    assert of_merged["metrics"]["loss"]["value"] == pytest.approx(scored["metrics"]["loss"]["value"], rel=rounding)
     answer = json.loads(
         ftune("generate", run, "--prompt", "1 + 1 =", "--max-new-tokens", "5", "--json", cwd=straight).stdout
     )

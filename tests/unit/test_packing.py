@@ -136,14 +136,18 @@ def test_what_attention_computes_backward_grows_with_tokens_and_not_with_tokens_
     assert allocated[1] <= 3 * allocated[0]
 
 
+@pytest.mark.parametrize("turned", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("length", [attention.SHORT - 1, attention.SHORT])
-def test_short_rows_in_bf16_are_attended_to_in_fp32(length: int) -> None:
-    """Whatever autocast says, and alone as beside others: what is rounded is the result."""
+def test_short_rows_in_bf16_are_attended_to_in_fp32(length: int, turned: torch.dtype) -> None:
+    """Whatever autocast says, and alone as beside others: what is rounded is the result.
+
+    Where weights are kept in fp32, queries and keys are so too, since rotations are.
+    """
     torch.manual_seed(0)
     states = torch.randn(1, 2, length + 9, 8).bfloat16().requires_grad_()
     arguments = without_cache(packed_arguments(torch.tensor([length, 9]), torch.device("cpu")))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed, _ = attention._attention(torch.nn.Module(), states, states, states, **arguments)
+        mixed, _ = attention._attention(torch.nn.Module(), states.to(turned), states.to(turned), states, **arguments)
     exact, _ = attention._attention(torch.nn.Module(), *[states.float()] * 3, **arguments)
     assert mixed.dtype == torch.bfloat16
     assert torch.equal(mixed[:, :length], exact[:, :length].bfloat16()) == (length < attention.SHORT)
