@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -31,6 +32,33 @@ def test_recipe_is_valid_and_explains_itself(path: Path) -> None:
     assert text.startswith("# ")
     assert f"ftune train recipes/{path.name}" in text, "the header holds the command that runs it"
     assert re.search(r"^# Cost: .*\d", text, re.MULTILINE), "the header says what it costs, measured"
+
+
+BYTES = 4
+"""Of English, in a token of the models that recipes name."""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_the_rows_of_a_recipe_are_short_enough(path: Path) -> None:
+    """A smoke run has a tokenizer and a length of its own, so it tells nothing of this."""
+    data = load_recipe(path).recipe.data
+    if data.overlong not in (None, "drop", "error") or data.max_length == "auto" or not isinstance(data.train, str):
+        return
+    source = path.parent / data.train
+    if source.suffix not in (".jsonl", ".csv"):
+        return
+    with source.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines)) if source.suffix == ".csv" else [json.loads(line) for line in lines]
+    long = [number for number, row in enumerate(rows, 1) if size(row) > BYTES * data.max_length]
+    assert len(rows) > 50
+    assert len(long) <= 0.01 * len(rows), f"{source}: rows {long} may not fit into max_length {data.max_length}"
+
+
+def size(value: object) -> int:
+    """Bytes of every text in a row."""
+    if isinstance(value, dict):
+        return sum(map(size, value.values()))
+    return sum(map(size, value)) if isinstance(value, list) else len(str(value).encode())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
