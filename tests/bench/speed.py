@@ -14,6 +14,7 @@ docs/results.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -95,7 +96,7 @@ class Bench:
         self.raw_file = asked.cache / "results" / f"{stamp}.json"
         self.raw: dict[str, Any] = {
             "date": stamp[:10],
-            "command": shlex.join(["python", "tests/bench/speed.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "tests/bench/speed.py", *without_places(sys.argv[1:])]),
             "remark": asked.remark,
             "machine": {"processor": _processor(), "memory_gib": machine.memory_bytes / 2**30},
             "conditions": {
@@ -216,6 +217,12 @@ def _processor() -> str:
 
 def _say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def without_places(arguments: list[str]) -> list[str]:
+    """Arguments as others would give them: where the cache and the reference sets lie here is of no use to them."""
+    pairs = itertools.pairwise(["", *arguments])
+    return [word for before, word in pairs if not {before, word.partition("=")[0]} & {"--cache", "--data"}]
 
 
 def main() -> None:

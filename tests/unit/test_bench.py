@@ -16,6 +16,7 @@ import contests  # noqa: E402 - the scripts of the benchmark lie beside each oth
 import page  # noqa: E402
 import race  # noqa: E402
 import ratios  # noqa: E402
+import speed  # noqa: E402
 import workloads  # noqa: E402
 
 
@@ -40,6 +41,11 @@ def test_ratio_is_the_median_of_pairs_and_its_interval_lies_within_them() -> Non
     assert (low, high) == (1.5, 3.0)
     assert ratios.ratio([1, 3, 8], [1, 1, 1])[0] == 3  # pairs, not medians of sides
     assert ratios.ratio([6, 2, 9], [3, 1, 4.5]) == (2, 2, 2)
+
+
+def test_a_published_command_names_no_place_of_this_machine() -> None:
+    given = ["--runs", "5", "--cache", "/here", "--data=/there", "--set", "a.b=1", "--data", "x"]
+    assert speed.without_places(given) == ["--runs", "5", "--set", "a.b=1"]
 
 
 def test_interval_narrows_with_the_number_of_pairs() -> None:
