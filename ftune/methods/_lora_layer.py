@@ -5,8 +5,9 @@
     dB = s dy' u
     dx = dy W + d'(v A)
 
-peft computes the same by eight functions with a result each. Here what is added is added inside the products, and
-autograd keeps x and u. What is not plain LoRA (DoRA, a merged or disabled adapter, quantised weights) is left to peft.
+peft computes the same by eight functions with a result each. Here what is added is added inside the products (but for y
+in fp32, which is peft's to the bit), and autograd keeps x and u. What is not plain LoRA (DoRA, a merged or disabled
+adapter, quantised weights) is left to peft.
 
 Tensors: T tokens, I inputs, O outputs, r rank.
 """
@@ -74,7 +75,10 @@ def _kinds() -> tuple[Any, Any]:
             rows = x.reshape(-1, x.shape[-1])  # [T, I]
             inner = (rows if seen is None else seen.reshape(rows.shape)) @ a.to(x.dtype).t()  # [T, r]
             out: torch.Tensor = torch.nn.functional.linear(x, weight, bias)
-            out.view(-1, out.shape[-1]).addmm_(inner, (b * scale).to(x.dtype).t())
+            if x.dtype == torch.float32:  # as peft does, to the bit: inside the product it would be rounded r times
+                out.view(-1, out.shape[-1]).add_((inner @ b.t()).mul_(scale))
+            else:
+                out.view(-1, out.shape[-1]).addmm_(inner, (b * scale).to(x.dtype).t())
             ctx.save_for_backward(x if seen is None else seen, inner, weight, a, b)
             ctx.scale, ctx.dropped = scale, seen is not None
             return out

@@ -53,7 +53,7 @@ def split_weights(model: torch.nn.Module, init: str) -> None:
             b.zero_()
             b[:, : left.shape[1]] = left
             a[: right.shape[0]] = right
-            rest = weight - scale * (left @ right)
+            rest = weight.double() - scale * (left.double() @ right.double())  # rounded once, where it is stored
             stored.copy_(rest.T if layer.fan_in_fan_out else rest)
         layer.register_buffer("start_A", a.detach().clone(), persistent=False)
         layer.register_buffer("start_B", b.detach().clone(), persistent=False)

@@ -59,13 +59,14 @@ FIELDS: dict[str, list[dict[str, Any]]] = {
 def test_a_split_keeps_the_function_and_is_saved_as_plain_lora(
     tmp_path: Path, head: str, family: str, init: str, fields: dict[str, Any]
 ) -> None:
+    import torch
     from peft import PeftModel
 
     method, inputs = lora(init, **fields), tiny.batch(head, family)
     base = tiny.model(head, family)
     before = tiny.logits(base, inputs)
     built = attached(method, base)
-    rounding = 2e-6 if not fields else 4e-6  # higher scales and ranks move more of each weight
+    rounding = 1e-6 if not fields else 2e-6  # higher scales and ranks move more of each weight
     assert tiny.distance(tiny.logits(built, inputs), before) < rounding * max(1.0, float(before.abs().max()))
 
     tiny.learn(built, inputs, rate=1e-3)
@@ -78,7 +79,7 @@ def test_a_split_keeps_the_function_and_is_saved_as_plain_lora(
     loaded = method.load(tiny.model(head, family, seed=9), tmp_path)
     assert tiny.distance(tiny.logits(loaded, inputs), trained) < near
     plain = PeftModel.from_pretrained(tiny.model(head, family, seed=9), str(tmp_path))
-    assert tiny.distance(tiny.logits(plain, inputs), tiny.logits(loaded, inputs)) < near
+    assert torch.equal(tiny.logits(plain, inputs), tiny.logits(loaded, inputs))
     assert tiny.distance(tiny.logits(method.merge(loaded), inputs), trained) < near
 
 

@@ -63,6 +63,7 @@ def test_it_is_what_peft_computes(bias: bool, shape: tuple[int, ...]) -> None:
     x = torch.randn(*shape, INPUTS)
     lean, peft = built(lean=True, bias=bias), built(lean=False, bias=bias)
     assert type(lean.base_model.model.layer) is not type(peft.base_model.model.layer)
+    assert torch.equal(lean(x), peft(x))
     assert error(learned(lean, x), learned(peft, x)) < 2e-6
 
 
