@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftune.shrink import shrunken
@@ -48,8 +49,17 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
-class Rows(NamedTuple):
-    """Where rows begin and end in a sequence.
+def keep_from_compiler() -> None:
+    """Let compiled layers call the attention of rows end to end as it is: no two batches have rows of equal lengths."""
+    import torch
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, torch.compiler.disable(_attention))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Where rows begin and end in a sequence. No tuple: the compiler would take each number in it for a constant.
 
     Args:
         lengths: tokens of each.

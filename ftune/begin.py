@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ftune import drift, provenance
 from ftune.attention import use_packed_attention
+from ftune.compiled import compile_blocks, kernels
 from ftune.data.build import Split
 from ftune.data.cache import cache_root
 from ftune.data.order import derived_seed, window
@@ -74,17 +75,25 @@ def open_run(
         run.frozen_hash = frozen_fingerprint(model)  # attaching changed the base: a resumed run must change it equally
     _take_up(run, checkpoint)
     _read_features(run, None if checkpoint is None else checkpoint[1])
+    if plan.compile:
+        compile_blocks(body_of(model), kernels(cache_root(os.environ, Path.home())))
+        listener.phase("compiling", 0, 0)  # at the first forward and backward pass
     if recipe.tracking:
         accelerator.init_trackers("ftune", config={"recipe": json.dumps(recipe.model_dump(mode="json"))})
     return run
 
 
+def body_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The model of transformers in whatever a method wraps around it."""
+    from transformers import PreTrainedModel
+
+    return next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+
+
 def make_ready(model: torch.nn.Module, plan: Plan) -> None:
     """Set `model` up for the forward and backward passes that the plan decided on."""
     if plan.packing:
-        from transformers import PreTrainedModel
-
-        use_packed_attention(next(part for part in model.modules() if isinstance(part, PreTrainedModel)))
+        use_packed_attention(body_of(model))
     if plan.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 

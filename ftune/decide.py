@@ -23,6 +23,10 @@ LOGITS_AT_ONCE: dict[Device, int] = {"cpu": 2**24, "cuda": 2**27, "mps": 2**26}
 """Numbers in the logits of one chunk of targets: enough for a full-speed product; see docs/results.md."""
 
 
+WORTH_COMPILING = 3e14
+"""Operations of a run from which on a CPU wins back what compiling costs: some 20 minutes; see docs/results.md."""
+
+
 def choose_max_length(recipe: Recipe, max_positions: int | None) -> tuple[int, str]:
     """Longest example in tokens, and the source of the number.
 
@@ -91,6 +95,29 @@ def choose_loss_chunk(refusal: str | None, vocabulary: int, device: Device) -> t
     return chunk, f"auto: a trial found losses and gradients equal; {chunk} targets x {vocabulary} words at once"
 
 
+def choose_compile(recipe: Recipe, facts: Facts, steps: int, source: str) -> tuple[bool, str]:
+    """Whether blocks are compiled, and why.
+
+    Raises:
+        MachineError: the recipe insists, and the machine cannot.
+    """
+    asked, refusal = recipe.train.compile, facts.machine.compile_refusal
+    if recipe.learner.bound(recipe.objective).fits_at_once:
+        return False, f"method {recipe.learner.name} fits all rows at once, and nothing is repeated"
+    if asked is True and refusal is not None:
+        raise MachineError(f"train.compile: {refusal}. Install it, or set train.compile to false.")
+    if asked != "auto":
+        return asked, source
+    if refusal is not None:
+        return False, f"auto: {refusal}"
+    if facts.machine.device != "cpu":
+        return False, f"auto: what compiling costs and gains on {facts.machine.device} was not measured"
+    tokens = steps * recipe.train.batch_size * facts.data.tokens / facts.data.examples
+    work = 6 * facts.model.total_parameters * tokens
+    compared = "at least" if work >= WORTH_COMPILING else "less than"
+    return work >= WORTH_COMPILING, f"auto: about {work:.1e} operations in all, {compared} {WORTH_COMPILING:.0e}"
+
+
 def make_plan(recipe: Recipe, facts: Facts, source: Callable[[str], str] = lambda key: f"recipe: {key}") -> Plan:
     """Decide everything.
 
@@ -152,7 +179,8 @@ def _decide_batch(recipe: Recipe, facts: Facts, source: Where, decide: Decide, v
     decide_accumulation(recipe, facts, decide, values)
     per_epoch = steps_per_epoch(data.examples, train.batch_size)
     decide("steps_per_epoch", per_epoch, f"{data.examples} examples / batch_size {train.batch_size}, rounded up")
-    decide("steps", *_steps(recipe, facts, per_epoch, source("train.duration")))
+    steps = decide("steps", *_steps(recipe, facts, per_epoch, source("train.duration")))
+    decide("compile", *choose_compile(recipe, facts, steps, source("train.compile")))
     decide("max_minutes", train.max_minutes, source("train.max_minutes"))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ftune.compiled import uncompiled
 from ftune.data.encode import Example
 from ftune.data.order import Draw, held_out_seed
 from ftune.data.pack import Cut
@@ -88,7 +89,7 @@ def row_losses(
     batches = [order[part] for part in cut.side_by_side([examples[i] for i in order])]
     nats = torch.zeros(len(examples), dtype=torch.float32, device=accelerator.device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             for number, rows in enumerate(batches):
                 tick(number, len(batches))
                 if number % accelerator.num_processes != accelerator.process_index:
@@ -234,7 +235,7 @@ def generate(
             tick(start, len(order))
             rows = order[start : start + batch_size]
             ids, mask = _side_by_side([encoded[i] for i in rows], pad_id, left=decodes)
-            with torch.no_grad(), _own_settings_aside(model):
+            with torch.no_grad(), uncompiled(), _own_settings_aside(model):
                 output = model.generate(  # type: ignore[operator]
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ftune.allocator import look_at_allocator
+from ftune.compiled import missing_compiler
 
 if TYPE_CHECKING:
     from ftune.data.build import Dataset
@@ -30,6 +32,7 @@ class Machine:
     num_threads: processor cores this process may use.
     asked_threads: the most threads a process may use, where the environment sets OMP_NUM_THREADS.
     allocator: how memory of tensors is asked for, and why.
+    compile_refusal: why torch's compiler cannot work here, or None.
     disk_free_bytes: where the run folder will be.
     """
 
@@ -40,6 +43,7 @@ class Machine:
     num_threads: int
     asked_threads: int | None
     allocator: tuple[str, str]
+    compile_refusal: str | None
     disk_free_bytes: int
 
 
@@ -115,14 +119,15 @@ def look_at_machine(folder: Path) -> Machine:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     disk = shutil.disk_usage(existing).free
     threads, allocator = (cores(), asked_threads(os.environ)), look_at_allocator(os.environ)
+    refusal = functools.partial(missing_compiler, os.environ)
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Machine("cuda", torch.cuda.device_count(), memory, bf16, *threads, allocator, disk)
+        return Machine("cuda", torch.cuda.device_count(), memory, bf16, *threads, allocator, refusal("cuda"), disk)
     memory = psutil.virtual_memory().total
     if torch.backends.mps.is_available():
-        return Machine("mps", 1, memory, True, *threads, allocator, disk)
-    return Machine("cpu", 1, memory, _cpu_multiplies_bf16(), *threads, allocator, disk)
+        return Machine("mps", 1, memory, True, *threads, allocator, refusal("mps"), disk)
+    return Machine("cpu", 1, memory, _cpu_multiplies_bf16(), *threads, allocator, refusal("cpu"), disk)
 
 
 def cores() -> int:

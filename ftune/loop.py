@@ -132,14 +132,27 @@ def train_steps(
 
     todo = range(first_step, plan.steps)
     with Ahead(make, todo, device if on_cuda else None).made() as ready:
-        for _ in todo:
+        for step in todo:
             started = time.perf_counter()
+            if plan.compile and step == first_step:
+                _compile(make(0), accelerator, module)
             with meter.span("data"):
                 laid, waited = next(ready)
             done = _update(plan, laid, accelerator, module, optimizer, interrupted, meter)
             if done is None:
                 return
             yield _result(laid.window, done, time.perf_counter() - started, waited, meter)
+
+
+def _compile(laid: Laid, accelerator: Accelerator, module: torch.nn.Module) -> None:
+    """Compile by a forward and backward pass over rows of the first step, whose gradient nobody uses.
+
+    Always over the same rows: what is compiled may depend on their number, and a run that was cut goes on to the bit.
+    """
+    _, _, batch = laid.batches[0]
+    there = {name: values.to(accelerator.device) for name, values in batch.items()}
+    with accelerator.no_sync(module):
+        accelerator.backward(module(there)[0].sum())
 
 
 class Done(NamedTuple):

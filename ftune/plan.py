@@ -21,7 +21,7 @@ from ftune.recipe import Optimizer, Recipe
 
 MACHINE_CHOICES = (
     "packing", "loss_chunk", "micro_batch_size", "micro_batch_tokens", "forward_overhead", "eval_batch_size",
-    "precision", "frozen_dtype", "activation_checkpointing", "num_threads", "memory_bytes",
+    "precision", "frozen_dtype", "activation_checkpointing", "compile", "num_threads", "memory_bytes",
 )  # fmt: skip
 """Fields that depend on the machine and stay what they were when a run is resumed."""
 
@@ -50,6 +50,7 @@ class Plan(BaseModel):
     frozen_dtype: Dtype
     deterministic: bool
     activation_checkpointing: bool
+    compile: bool
     max_length: int
     batch_size: int
     packing: bool
@@ -141,6 +142,8 @@ class Plan(BaseModel):
             anew |= {"packing", "micro_batch_tokens"}
         if recipe.train.activation_checkpointing != "auto":
             anew |= {"activation_checkpointing", "memory_bytes"}
+        if recipe.train.compile != "auto":
+            anew |= {"compile"}
         if self.num_processes != stored.num_processes:
             anew |= {"num_threads"}  # the cores are shared by another number of processes
         names = [name for name in MACHINE_CHOICES if name not in anew]

@@ -232,6 +232,9 @@ class Train(Section):
     """Recompute activations in the backward pass to save memory; `auto` decides from the memory estimate."""
     deterministic: bool = False
     """Bit-equal repeats on CUDA, at some cost; runs on CPU always are."""
+    compile: Literal["auto"] | bool = False
+    """Let torch's compiler merge what a block does beside products and attention; the first start waits for it. `auto`
+    does so where the run is long enough to win that back. Needs a C++ compiler."""
     early_stopping: EarlyStopping | None = None
     """Stop early; needs `data.eval`."""
 

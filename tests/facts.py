@@ -15,7 +15,7 @@ GIB = 2**30
 FACTS = Facts(
     machine=Machine(
         device="cpu", num_devices=1, memory_bytes=16 * GIB, fast_bf16=False, num_threads=4, asked_threads=None,
-        allocator=("huge pages", "THP_MEM_ALLOC_ENABLE"),
+        allocator=("huge pages", "THP_MEM_ALLOC_ENABLE"), compile_refusal=None,
         disk_free_bytes=100 * GIB
     ),
     model=ModelFacts(

@@ -110,7 +110,7 @@ def prepare_process(*, offline: bool, verbose: bool) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by `deterministic: true`, before CUDA starts
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled; bitsandbytes would load the compiler
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes would load it; undone where a run compiles
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -30,7 +30,7 @@ from ftune.errors import ArtifactError, DiskError
 from ftune.manifest import MANIFEST, read_manifest, verify
 from ftune.store import Store
 
-KINDS = ("rows", "tokens", "leaks", "features")
+KINDS = ("rows", "tokens", "leaks", "features", "compiled")
 _ENTRY = "entry"
 _NO_USE = "the cache cannot be used, so the work is done again next time"
 _LOCK = ".lock"
