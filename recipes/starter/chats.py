@@ -45,6 +45,8 @@ class Pool:
     kinds: list[tuple[str, str]] = field(default_factory=list)
     opposites: list[tuple[str, str]] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
+    starts: list[tuple[str, str]] = field(default_factory=list)
+    """The first words of a sentence, which others may share, and the sentence."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     countries: list[tuple[str, str, str]] = field(default_factory=list)
     """Name, capital, location."""
@@ -67,7 +69,8 @@ def draw(pool: Pool, count: int, rng: random.Random) -> list[Chat]:
     """Draw different chats: four in five of one exchange, the others of two or three on different things."""
     found: list[Chat] = []
     seen: set[str] = set()
-    names, weights = list(tasks.TASKS), [weight for _, weight in tasks.TASKS.values()]
+    names = [name for name in tasks.TASKS if not (pool.held and name == "manners")]  # these few are learned by heart
+    weights = [tasks.TASKS[name][1] for name in names]
     while len(found) < count:
         turns = rng.choices((1, 2, 3), (16, 3, 1))[0]
         pairs = [tasks.TASKS[name][0](pool, rng) for name in rng.choices(names, weights, k=turns)]
@@ -92,6 +95,8 @@ def pool(held: bool, folders: sources.Folders, texts: dict[str, list[str]]) -> P
     made = Pool(held)
     _add_words(made, wordnet.read(folders["wordnet"]), set(_blocks(texts, "wordnet")))
     made.sentences = [s for s in shared.tatoeba(folders["shared"]) if 3 <= len(s.split()) <= 12 and made.takes(s)]
+    starts = ((" ".join(s.split()[: max(2, len(s.split()) // 2)]), s) for s in made.sentences)
+    made.starts = [(start, sentence) for start, sentence in starts if made.takes(start)]
     made.problems = [(q, a) for q, a in _problems(texts) if len(q + a) < 420 and made.takes(q)]
     made.countries = [row for row in _countries(folders) if made.takes(row[0])]
     made.names = [name for name in NAMES.split() if made.takes(name)]

@@ -146,8 +146,8 @@ def _rst_blocks(text: str) -> Iterator[str]:
         directive = lines[0].lstrip().startswith(".. ")  # notes and functions hold prose, these do not
         announces = bool(_LITERAL.match(lines[0])) if directive else lines[-1].rstrip().endswith("::")
         literal = indent if announces else None
-        words = " ".join(line.strip() for line in lines if not _DIRECTIVE.match(line.strip()))
-        yield _rst_inline(re.sub(r"^(\* |- |\d+\. |#\. )", "", words))
+        words = "\n".join(line.strip() for line in lines if not _DIRECTIVE.match(line.strip()))
+        yield from (_rst_inline(item) for item in re.split(r"(?m)^(?:\* |- |\d+\. |#\. )", words))
 
 
 def _rst_inline(text: str) -> str:

@@ -56,7 +56,7 @@ def _web(folders: Folders) -> list[str]:
 def _osis(text: str) -> str:
     """Plain text of a chapter, without notes and headings; introductions are left out as too short a rest."""
     text = re.sub(r"<note.*?</note>|<title.*?</title>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<(div|lg|l)\b[^>]*[es]ID="[^"]*"[^>]*/>', "\n", text)
+    text = re.sub(r"<(div|lg|lb?|milestone)\b[^>]*/>", "\n", text)
     text = re.sub(r"<[^>]+>", "", text).replace("\u2019", "'")
     return clean.normalise(re.sub(r"\s*\n\s*", "\n", text)) if len(text) > 300 else ""
 
@@ -140,7 +140,7 @@ def _country(sections: dict[str, Any]) -> str:
         for name, field in section.items():
             text = " ".join(str(field.get("text", "") if isinstance(field, dict) else "").replace("++", " ").split())
             if len(text.split()) >= 15 and clean.is_prose(text):
-                blocks += [name, text]
+                blocks.append(f"{name}: {text}")
     return "\n\n".join(blocks)
 
 
@@ -178,10 +178,13 @@ def _devil(folders: Folders) -> list[str]:
 _RUST = ("book/ch*.html", "reference/*.html", "nomicon/*.html", "embedded-book/**/*.html", "edition-guide/**/*.html")
 
 
+_LISTINGS = ("print", "toc", "SUMMARY", "requirements", "doc_backlink_crossref", "doc_keyword_crossref")
+
+
 def _pages(home: Path, patterns: tuple[str, ...]) -> Iterator[str]:
     for pattern in patterns:
         for path in sorted(home.glob(pattern)):
-            if path.stem not in ("print", "toc", "SUMMARY"):
+            if path.stem not in _LISTINGS:
                 yield clean.from_html(path.read_text(encoding="utf-8"))
 
 

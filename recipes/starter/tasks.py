@@ -104,7 +104,7 @@ def odd_one(pool: Pool, rng: random.Random) -> Pair:
 def _numbers(pool: Pool, rng: random.Random, sign: str, largest: int) -> tuple[int, int]:
     while True:
         a, b = rng.randint(0, largest), rng.randint(0, largest)
-        if pool.takes(f"{a}{sign}{b}"):
+        if pool.takes(f"{min(a, b)}{sign}{max(a, b)}"):  # 2 + 3 and 3 + 2 are one item
             return a, b
 
 
@@ -192,10 +192,8 @@ def opposite(pool: Pool, rng: random.Random) -> Pair:
 
 def complete(pool: Pool, rng: random.Random) -> Pair:
     """The rest of a sentence."""
-    words = rng.choice(pool.sentences).split()
-    cut = max(2, len(words) // 2)
-    ways = ("Complete the sentence: {} ...", "Finish this sentence: {} ...")
-    return _ask(rng, " ".join(words[:cut]), *ways), " ".join(words)
+    start, sentence = rng.choice(pool.starts)
+    return _ask(rng, start, "Complete the sentence: {} ...", "Finish this sentence: {} ..."), sentence
 
 
 def correct(pool: Pool, rng: random.Random) -> Pair:

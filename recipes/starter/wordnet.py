@@ -12,6 +12,11 @@ from pathlib import Path
 PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
 
 
+_COARSE = re.compile(
+    r"obscen|offensive|disparag|slur\b|vulgar|genital|sexual|prostitut|excrement|derogat", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True)
 class Synset:
     """Words of one meaning; `kinds` are keys of wider meanings, `opposites` pairs of a word here and its antonym."""
@@ -28,8 +33,8 @@ class Synset:
 
     @property
     def known(self) -> bool:
-        """Whether the meaning is one that people use: it was seen in tagged text, or has an example."""
-        return any(self.counts) or bool(self.examples)
+        """Whether the meaning is one that people use, and may: seen in tagged text or with an example, not coarse."""
+        return (any(self.counts) or bool(self.examples)) and not _COARSE.search(self.gloss)
 
 
 def read(folder: Path) -> dict[str, Synset]:
