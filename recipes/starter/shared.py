@@ -74,18 +74,6 @@ def papers(home: Path) -> list[str]:
     return [f"{row['title']}\n\n{' '.join(row['source'])}\n\nIn short: {row['target'][0]}" for row in rows]
 
 
-def abstracts(home: Path) -> list[str]:
-    """Question, abstract and conclusion of the training half."""
-    home = home / "pubmedqa"
-    tests = json.loads((home / "test_ground_truth.json").read_text(encoding="utf-8"))
-    rows = json.loads((home / "ori_pqal.json").read_text(encoding="utf-8"))
-    return [
-        "\n\n".join([row["QUESTION"], *row["CONTEXTS"], row["LONG_ANSWER"]])
-        for key, row in rows.items()
-        if key not in tests
-    ]
-
-
 def tatoeba(home: Path) -> list[str]:
     """English sentences, each once, without those of recipes/data/translations.tsv; used in chats only."""
     shipped = (Path(__file__).parents[1] / "data/translations.tsv").read_text(encoding="utf-8")

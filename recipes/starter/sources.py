@@ -233,9 +233,6 @@ SOURCES: dict[str, Source] = {
     "papers": Source(
         lambda folders: shared.papers(folders["shared"]), None, "Apache-2.0", "shared/data/scitldr_a/LICENSE", "spread"
     ),
-    "abstracts": Source(
-        lambda folders: shared.abstracts(folders["shared"]), None, "MIT", "shared/data/pubmedqa/LICENSE", "spread"
-    ),
     "kjv": Source(_kjv, "kjv", f"{_PD}; package MIT", "LICENSE of the package; text of 1611"),
     "web": Source(_web, "web", _PD, "usr/share/doc/sword-text-web/copyright"),
     "austen": Source(_austen, "austen", f"{_PD}; package MIT", "usr/share/doc/r-cran-janeaustenr/copyright"),

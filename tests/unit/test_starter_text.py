@@ -68,11 +68,11 @@ def test_restructured_text_loses_its_marks() -> None:
     text = (
         "Title\n=====\n\nUse a :class:`~forms.Form` and ``save()`` of `a page <https://x.org>`_ *now* like so::\n"
         "\n    import this_is_code_with_many_words as it\n\n.. note::\n\n    This note is kept as it is prose.\n"
-        "\n* one item of a list here is kept,\n* an image is not.\n"
+        "\n* one item of a list here is kept.\n* an image is not.\n"
     )
     assert clean.from_rst(text) == (
         "Title\n\nUse a forms.Form and save() of a page now like so:\n\nThis note is kept as it is prose."
-        "\n\none item of a list here is kept,"
+        "\n\none item of a list here is kept."
     )
 
 
