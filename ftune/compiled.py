@@ -57,7 +57,6 @@ def compile_blocks(model: PreTrainedModel, folder: Path) -> None:
         folder: keeps kernels, if it can be written and the environment names no other.
     """
     import torch
-
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     os.environ.pop(OFF, None)

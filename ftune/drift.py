@@ -19,8 +19,8 @@ from ftune.recipe import Recipe, sources
 
 FREE = (
     "train.duration", "train.max_minutes", "train.early_stopping", "train.micro_batch_size", "data.packing",
-    "train.activation_checkpointing", "eval.every", "eval.metrics", "eval.generate_every", "eval.max_new_tokens",
-    "eval.guard", "data.max_dropped", "checkpoint", "tracking", "output_dir", "distributed",
+    "train.activation_checkpointing", "train.compile", "eval.every", "eval.metrics", "eval.generate_every",
+    "eval.max_new_tokens", "eval.guard", "data.max_dropped", "checkpoint", "tracking", "output_dir", "distributed",
 )  # fmt: skip
 """Keys that may change between starts of one run."""
 BY_CONTENT = (

@@ -1,4 +1,4 @@
-"""`train.compile`: the same numbers from fewer kernels, never more than a run can win back, and the same bits resumed."""
+"""`train.compile`: the same numbers from fewer kernels, only where asked or worth it, and the same bits when resumed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from facts import facts, plan_of
+from facts import FACTS, facts, plan_of, recipe_of
 from laws import ftune
 from matrix import Cell, cells
 from test_laws_resume import assert_same_run, twelve
 from test_matrix import STILL
 
 from ftune.compiled import missing_compiler
+from ftune.decide import make_plan
 from ftune.errors import MachineError
 from ftune.plan import Plan
 
@@ -75,7 +76,7 @@ def assert_equal_but_for_rounding(ours: Both, plain: Both) -> None:
 
 
 def test_rows_end_to_end_learn_the_same_and_are_scored_by_the_model_as_it_is(tmp_path: Path) -> None:
-    """Their lengths, other ones in each step, are not compiled in. With a rate of zero both models stay what they were."""
+    """Their lengths, others in each step, are not compiled in. With a rate of zero both models stay as they were."""
     cell = Cell("lora", "causal_lm", "llama")
     ours, plain = (two_steps(cell, tmp_path / str(on), compiled=on, learning_rate=0) for on in (True, False))
     assert_equal_but_for_rounding(ours, plain)
@@ -155,12 +156,7 @@ def test_a_run_that_insists_is_refused_where_nothing_can_compile() -> None:
 def test_a_run_goes_on_as_it_began_unless_the_recipe_says_otherwise() -> None:
     began = plan_of(facts(tokens=10**10), train={"compile": "auto"})
     assert began.compile
-    short = plan_of(facts(), train={"compile": "auto"})
-    recipe: Any = type("Asked", (), {})
     for asked, expected in (("auto", True), (False, False)):
-        now = plan_of(facts(), train={"compile": asked})
-        recipe.train = type(
-            "Train", (), {"compile": asked, "micro_batch_size": "auto", "activation_checkpointing": "auto"}
-        )
-        assert now.continuing(began, recipe).compile is expected
-    assert not short.compile
+        recipe = recipe_of(train={"compile": asked})
+        now = make_plan(recipe, FACTS)
+        assert not now.compile and now.continuing(began, recipe).compile is expected
