@@ -55,6 +55,8 @@ def find_base(model: Model, folder: Path) -> Base:
         MachineError: no such folder.
     """
     random = model.init == "random"
+    if builtin.is_starter(model.name):
+        return Base(model.name, "folder", str(builtin.STARTER), random=random)
     if model.name.startswith("builtin:"):
         try:
             return Base(model.name, "builtin", builtin.family(model.name))

@@ -1,10 +1,13 @@
-"""`builtin:NAME` models: tiny, random, built in code, for tests and `--smoke`. They need no network and no files.
+"""`builtin:NAME` models, which need no network.
 
-Their tokenizer knows the 256 bytes and a few special tokens, so any text can be encoded; its chat template is ChatML.
+`builtin:starter` is a small pretrained language model that comes with the package; its card is `starter/README.md`.
+`builtin:tiny-FAMILY` are random and built in code, for tests and `--smoke`: their tokenizer knows the 256 bytes and a
+few special tokens, so any text can be encoded; its chat template is ChatML.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftune.errors import suggestion
@@ -12,6 +15,8 @@ from ftune.errors import suggestion
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+STARTER = Path(__file__).with_name("starter")
+"""A folder as transformers writes it."""
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = 272
 """256 bytes, the special tokens, and a few spare rows, as in real models whose matrix is padded."""
@@ -67,6 +72,11 @@ SEED = 20240501
 """Fixed, so that a builtin model is the same model in every run, like a pretrained one."""
 
 
+def is_starter(name: str) -> bool:
+    """Whether `name` is that of the pretrained model in the package."""
+    return name == "builtin:starter"
+
+
 def family(name: str) -> str:
     """The family that `builtin:tiny-FAMILY` names.
 
@@ -74,7 +84,7 @@ def family(name: str) -> str:
         LookupError: there is no such model.
     """
     short = name.removeprefix("builtin:")
-    known = [f"tiny-{shape}" for shape in SHAPES]
+    known = ["starter", *(f"tiny-{shape}" for shape in SHAPES)]
     if short not in known:
         raise LookupError(f"unknown builtin model '{short}'.{suggestion(short, known)}")
     return short.removeprefix("tiny-")

