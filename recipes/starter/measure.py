@@ -26,6 +26,7 @@ CARD = ROOT / "ftune" / "starter" / "README.md"
 SAMPLE = ROOT / "tests" / "data" / "starter" / "heldout.jsonl"
 SAMPLE_BYTES = 6000
 """Of each source, in whole paragraphs from the first document on: what the tests score again."""
+OTHERS = ("five_gram", "xz_after_training_text", "xz", "gzip")
 MARKS = ("<!-- measured -->", "<!-- end -->")
 
 
@@ -87,18 +88,29 @@ def of_compressors(train: list[str], held: list[str]) -> dict[str, float]:
     }
 
 
-def measure(text: Path, model: Path) -> dict[str, Any]:
+def baselines(text: Path, model: Path) -> dict[str, dict[str, float]]:
+    """Figures that the weights do not enter, by source."""
+    by_tokens = of_tokens(text, model)
+    return {
+        path.stem: {
+            "five_gram": by_tokens[path.stem],
+            **of_compressors(documents(text / "pretrain" / path.name), documents(path)),
+        }
+        for path in sorted((text / "heldout").glob("*.jsonl"))
+    }
+
+
+def measure(text: Path, model: Path, others: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Every figure, by source."""
-    by_tokens, sources = of_tokens(text, model), {}
+    sources = {}
     for path in sorted((text / "heldout").glob("*.jsonl")):
-        compressed = of_compressors(documents(text / "pretrain" / path.name), documents(path))
         starter = scored(path, str(model.resolve()))
-        sources[path.stem] = {"bytes": size(path), "starter": starter, "five_gram": by_tokens[path.stem], **compressed}
+        sources[path.stem] = {"bytes": size(path), "starter": starter, **others[path.stem]}
         print(path.stem, sources[path.stem], flush=True)
     total = sum(entry["bytes"] for entry in sources.values())
     whole = {
         key: sum(entry["bytes"] * number(entry[key]) for entry in sources.values()) / total
-        for key in ("starter", "five_gram", "gzip", "xz", "xz_after_training_text")
+        for key in ("starter", *OTHERS)
     }
     return {"sources": sources, "all": {"bytes": total, **whole}, "sample": scored(SAMPLE, str(model.resolve()))}
 
@@ -137,7 +149,7 @@ def table(measured: dict[str, Any]) -> str:
 
 
 def _row(name: str, entry: dict[str, Any], starter: float, interval: str) -> str:
-    others = " | ".join(f"{entry[key]:.3f}" for key in ("five_gram", "xz_after_training_text", "xz", "gzip"))
+    others = " | ".join(f"{entry[key]:.3f}" for key in OTHERS)
     return f"| {name} | {entry['bytes']:,} | **{starter:.3f}** | {interval} | {others} |"
 
 
@@ -153,9 +165,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, required=True, help="what gather.py wrote")
     parser.add_argument("--model", type=Path, default=CARD.parent, help="model folder; default: the packaged one")
+    parser.add_argument("--same-text", action="store_true", help="take figures of the others from the last time")
     options = parser.parse_args()
     write_sample(options.text)
-    measured = measure(options.text, options.model)
+    if options.same_text:
+        last = json.loads(MEASURED.read_text(encoding="utf-8"))["sources"]
+        others = {name: {key: entry[key] for key in OTHERS} for name, entry in last.items()}
+    else:
+        others = baselines(options.text, options.model)
+    measured = measure(options.text, options.model, others)
     MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     write_card(measured)
 
