@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from stand_ins import SETTINGS, instead
 from typer.testing import CliRunner
 
 from ftune import methods
@@ -45,7 +46,7 @@ def test_the_rows_of_a_recipe_are_short_enough(path: Path) -> None:
     if data.overlong not in (None, "drop", "error") or data.max_length == "auto" or not isinstance(data.train, str):
         return
     source = path.parent / data.train
-    if source.suffix not in (".jsonl", ".csv") or path.stem in STAND_INS:
+    if source.suffix not in (".jsonl", ".csv") or path.stem in SETTINGS:
         return
     with source.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines)) if source.suffix == ".csv" else [json.loads(line) for line in lines]
@@ -61,20 +62,10 @@ def size(value: object) -> int:
     return sum(map(size, value)) if isinstance(value, list) else len(str(value).encode())
 
 
-HELD_OUT = ROOT / "tests" / "data" / "starter" / "heldout.jsonl"
-CHATS = ROOT / "recipes" / "data" / "chat.jsonl"
-STAND_INS = {
-    "pretrain_starter": (f"data.train={HELD_OUT}", f"data.eval={HELD_OUT}"),
-    "instruct_starter": ("model=builtin:starter", f"data.train={CHATS}", f"data.eval={CHATS}", "data.max_length=1024"),
-}
-"""In place of what `make starter` gathers and trains first."""
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_passes_the_smoke_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    instead = [word for setting in STAND_INS.get(path.stem, ()) for word in ("--set", setting)]
-    done = CliRunner().invoke(app, ["train", str(path), "--smoke", "--offline", "--quiet", "--json", *instead])
+    done = CliRunner().invoke(app, ["train", str(path), "--smoke", "--offline", "--quiet", "--json", *instead(path)])
     assert done.exit_code == 0, done.output
     recipe = load_recipe(path).recipe
     expected = ["train", "resume", "eval"]
