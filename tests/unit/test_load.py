@@ -92,6 +92,7 @@ train:
   precision: fp32
   activation_checkpointing: true
   deterministic: true
+  compile: auto
   early_stopping: {patience: 5, min_delta: 0.01}
 eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64,
        guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1,
@@ -184,7 +185,7 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
         "train": {
             "duration": "3 epochs", "max_minutes": None, "batch_size": 32, "micro_batch_size": "auto",
             "learning_rate": "auto", "optimizer": "adamw", "schedule": "cosine", "warmup": "3%", "weight_decay": 0.0,
-            "max_grad_norm": 1.0, "precision": "auto", "activation_checkpointing": "auto", "deterministic": False,
+            "max_grad_norm": 1.0, "precision": "auto", "activation_checkpointing": "auto", "deterministic": False, "compile": False,
             "early_stopping": None,
         },
         "eval": {"every": "10%", "max_rows": 500, "metrics": "auto", "generate_every": None, "max_new_tokens": 256,
@@ -286,6 +287,7 @@ def test_the_full_recipe_writes_every_key() -> None:
         ("train.deterministic", 0, "true or false, received 0"),
         ("train.deterministic", "yes", "true or false, received 'yes'"),
         ("train.activation_checkpointing", 1, "'auto' or true or false, received 1"),
+        ("train.compile", 1, "'auto' or true or false, received 1"),
         ("train.activation_checkpointing", None, "'auto' or true or false, received null"),
         ("train.micro_batch_size", 1.0, "'auto' or a whole number, received 1.0"),
         ("train.micro_batch_size", "8", "'auto' or a whole number, received '8'"),
