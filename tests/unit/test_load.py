@@ -185,8 +185,8 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
         "train": {
             "duration": "3 epochs", "max_minutes": None, "batch_size": 32, "micro_batch_size": "auto",
             "learning_rate": "auto", "optimizer": "adamw", "schedule": "cosine", "warmup": "3%", "weight_decay": 0.0,
-            "max_grad_norm": 1.0, "precision": "auto", "activation_checkpointing": "auto", "deterministic": False, "compile": False,
-            "early_stopping": None,
+            "max_grad_norm": 1.0, "precision": "auto", "activation_checkpointing": "auto", "deterministic": False,
+            "compile": False, "early_stopping": None,
         },
         "eval": {"every": "10%", "max_rows": 500, "metrics": "auto", "generate_every": None, "max_new_tokens": 256,
                  "guard": []},
