@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib
 import json
 import lzma
@@ -81,6 +82,11 @@ def test_it_stops_when_it_has_answered() -> None:
         assert tokenizer.decode(said, skip_special_tokens=True).strip(), question
 
 
+def test_the_card_names_the_weights() -> None:
+    digest = hashlib.sha256((STARTER / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (STARTER / "README.md").read_text(encoding="utf-8")
+
+
 def measured() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((HERE / "measured.json").read_text(encoding="utf-8"))
     return found
@@ -114,8 +120,6 @@ def test_it_says_more_of_every_source_than_compressors_do() -> None:
 
 
 def test_a_tokenizer_of_the_gathered_text_is_the_packaged_one() -> None:
-    import hashlib
-
     record = {entry["name"]: entry for entry in json.loads((HERE / "sources.json").read_text(encoding="utf-8"))}
     digest = hashlib.sha256((STARTER / "tokenizer.json").read_bytes()).hexdigest()
     assert record["tokenizer"]["sha256"]["tokenizer/tokenizer.json"] == digest
