@@ -21,8 +21,6 @@ from ftune.recipe import Recipe
 LONGEST_BY_DEFAULT = 1024
 LOGITS_AT_ONCE: dict[Device, int] = {"cpu": 2**24, "cuda": 2**27, "mps": 2**26}
 """Numbers in the logits of one chunk of targets: enough for a full-speed product; see docs/results.md."""
-
-
 WORTH_COMPILING = 3e14
 """Operations of a run from which on a CPU wins back what compiling costs: some 20 minutes; see docs/results.md."""
 

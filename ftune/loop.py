@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ftune.ahead import Ahead, Laid, lay_out
 from ftune.data.encode import Example
 from ftune.data.order import Draw, Mix, Window, derived_seed, window
-from ftune.errors import DivergedError, MemoryExhausted
+from ftune.errors import DivergedError, MachineError, MemoryExhausted
 from ftune.meter import Meter
 from ftune.optim import learning_rate, set_learning_rate
 from ftune.plan import Plan
@@ -135,7 +135,7 @@ def train_steps(
         for step in todo:
             started = time.perf_counter()
             if plan.compile and step == first_step:
-                _compile(make(0), accelerator, module)
+                _compile(make(0), accelerator, module, interrupted)
             with meter.span("data"):
                 laid, waited = next(ready)
             done = _update(plan, laid, accelerator, module, optimizer, interrupted, meter)
@@ -144,15 +144,24 @@ def train_steps(
             yield _result(laid.window, done, time.perf_counter() - started, waited, meter)
 
 
-def _compile(laid: Laid, accelerator: Accelerator, module: torch.nn.Module) -> None:
+def _compile(laid: Laid, accelerator: Accelerator, module: torch.nn.Module, interrupted: Callable[[], bool]) -> None:
     """Compile by a forward and backward pass over rows of the first step, whose gradient nobody uses.
 
     Always over the same rows: what is compiled may depend on their number, and a run that was cut goes on to the bit.
+
+    Raises:
+        MachineError: the compiler failed, or has no place for what it makes.
     """
     _, _, batch = laid.batches[0]
     there = {name: values.to(accelerator.device) for name, values in batch.items()}
-    with accelerator.no_sync(module):
-        accelerator.backward(module(there)[0].sum())
+    try:
+        with accelerator.no_sync(module):
+            accelerator.backward(module(there)[0].sum())
+    except (RuntimeError, OSError) as error:
+        if interrupted():  # Ctrl-C reaches the compiler's processes as well; the loop ends before its first update
+            return
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MachineError(f"train.compile: compiling failed: {reason} Set train.compile to false.") from error
 
 
 class Done(NamedTuple):

@@ -132,6 +132,15 @@ def test_what_the_machine_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert "never tried" in str(missing_compiler({"CXX": "my-cc"}, "mps"))
 
 
+def test_a_compiler_that_fails_is_one_message(tmp_path: Path) -> None:
+    loaded = Cell("lora", "causal_lm", "llama").recipe(tmp_path, train={"compile": True})
+    done = ftune("train", loaded.path, CXX="false", FTUNE_CACHE=str(tmp_path / "none"))
+    assert done.returncode == 10, done.stderr[-2000:]
+    said = done.stdout + done.stderr
+    assert "train.compile: compiling failed: " in said and "Set train.compile to false." in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("asked", "changes", "expected", "why"),
     [
