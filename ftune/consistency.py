@@ -72,6 +72,8 @@ def _model(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
         yield Problem("model.trust_remote_code", message)
     if model.name.startswith(("builtin:", ".", "/")) and model.revision is not None:
         yield Problem("model.revision", f"{NO_EFFECT} on {model.name}, which is not a hub id. Remove it.")
+    if model.name.startswith("builtin:tiny-") and model.init == "random":
+        yield Problem("model.init", f"{NO_EFFECT} on {model.name}, whose weights are random already. Remove it.")
     if model.dtype != "auto" and method.standalone:
         message = f"{NO_EFFECT}: method {method.name} freezes nothing, and what learns is fp32. Remove it."
         yield Problem("model.dtype", message)

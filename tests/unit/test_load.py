@@ -635,6 +635,12 @@ def test_there_are_bad_recipes() -> None:
     assert len({path.stem[:2] for path in BAD_RECIPES}) == len(BAD_RECIPES)
 
 
+def test_weights_that_are_random_already_cannot_be_drawn_anew() -> None:
+    text = "model: {name: builtin:tiny-llama, init: random}\nmethod: lora\ndata: {train: d.jsonl}\n"
+    expected = "1:35 model.init: has no effect on builtin:tiny-llama, whose weights are random already. Remove it."
+    assert refused(text) == [expected]
+
+
 def test_faults_of_the_file_and_of_the_command_line_come_together_in_order(here: Path) -> None:
     text = (
         "model: {name: ./folder, revision: main}\n"
