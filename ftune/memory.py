@@ -15,9 +15,9 @@ Korthikanti et al. 2022 count 17 (eq. 2, without the attention matrix) for a pla
 _EIGHT_BIT = 2 * (1 / 4 + 1 / 256)
 """Two codes of a byte, and a scale in fp32 for each block of 256 of them."""
 OPTIMIZER_STATES = {
-    "adamw": 2.0, "adafactor": 0.05, "sgd": 1.0, "adamw_8bit": _EIGHT_BIT, "paged_adamw_8bit": _EIGHT_BIT,
+    "adamw": 2.0, "muon": 2.0, "adafactor": 0.05, "sgd": 1.0, "adamw_8bit": _EIGHT_BIT, "paged_adamw_8bit": _EIGHT_BIT,
 }  # fmt: skip
-"""fp32 numbers of optimizer state per trainable parameter."""
+"""fp32 numbers of optimizer state per trainable parameter; of `muon` at most, its matrices have one."""
 
 
 def memory_of_a_process(facts: Facts, num_processes: int) -> float:

@@ -56,6 +56,10 @@ def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch
         )
     if plan.optimizer == "adamw":
         return torch.optim.AdamW(settings, fused=plan.device != "mps")
+    if plan.optimizer == "muon":
+        from ftune.muon import Muon, hidden_matrices
+
+        return Muon(settings, hidden_matrices(model), fused=plan.device != "mps")
     if plan.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 

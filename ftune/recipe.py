@@ -197,7 +197,7 @@ class EarlyStopping(Section):
     """Smallest fall of the watched loss that counts as improvement; nats per token, >= 0."""
 
 
-Optimizer = Literal["adamw", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit"]
+Optimizer = Literal["adamw", "muon", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit"]
 
 
 class Train(Section):
@@ -215,7 +215,8 @@ class Train(Section):
     learning_rate: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Peak learning rate, >= 0; `auto` is the method's default."""
     optimizer: Optimizer = "adamw"
-    """`adamw` (betas 0.9, 0.999), `adafactor` (factored second moment, little memory), `sgd` (momentum 0.9), or
+    """`adamw` (betas 0.9, 0.999), `muon` (momentum 0.95, made orthogonal, for matrices of hidden layers, at AdamW's
+    rates; AdamW for the rest), `adafactor` (factored second moment, little memory), `sgd` (momentum 0.9), or
     `adamw_8bit` and `paged_adamw_8bit` of bitsandbytes: state of 4096 numbers or more in 8 bits, and, when paged (CUDA
     only), in memory that moves off the card when it is short."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

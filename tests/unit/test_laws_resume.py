@@ -123,7 +123,9 @@ def test_law_8_cut_once_and_run_to_the_end(tmp_path: Path, shared: Shared, metho
     assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"))
 
 
-@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"optimizer": "adafactor"}, {"optimizer": "sgd"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"precision": "bf16"}, *({"optimizer": name} for name in ("adafactor", "sgd", "muon"))], ids=str
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_law_8_in_bf16_and_with_other_optimizers(
     tmp_path: Path, shared: Shared, method: str, change: dict[str, str]

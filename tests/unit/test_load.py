@@ -294,9 +294,9 @@ def test_the_full_recipe_writes_every_key() -> None:
         (
             "train.optimizer",
             "AdamW",
-            "'adamw', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit' (did you mean 'adamw'?), received 'AdamW'",
+            "'adamw', 'muon', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit' (did you mean 'adamw'?), received 'AdamW'",
         ),
-        ("train.optimizer", 1, "'adamw', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit', received 1"),
+        ("train.optimizer", 1, "'adamw', 'muon', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit', received 1"),
         ("train.warmup", "3", "a whole number or a share such as '5%', received '3'"),
         ("train.warmup", "101%", "a whole number or a share such as '5%', received '101%'"),
         ("train.early_stopping", 3, "a block of keys, received 3"),
@@ -656,7 +656,7 @@ def test_faults_of_the_file_and_of_the_command_line_come_together_in_order(here:
     assert refused(text, "eval.every=5", "oops", "train.optimizer=adm", "checkpoint.keep=[1") == [
         "--set expected section.key=value, received 'oops'.",
         "--set checkpoint.keep: is not valid YAML: expected ',' or ']', but got '<stream end>'.",
-        "--set train.optimizer: expected 'adamw', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit' "
+        "--set train.optimizer: expected 'adamw', 'muon', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit' "
         "(did you mean 'adamw'?), received 'adm'.",
         "--set eval.every: has no effect without data.eval. Give data.eval a path or a share such as '5%'.",
         "1:25 model.revision: has no effect on ./folder, which is not a hub id. Remove it.",
