@@ -212,6 +212,7 @@ def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
         scored |= {"eval.max_rows"} if recipe.eval.guard else set()
         dead = [key for key in _NEED_EVAL if key in written and key not in scored]
         dead += ["checkpoint.best"] if "checkpoint.best" in written and recipe.checkpoint.best is not None else []
+        dead += ["data.seed"] if recipe.data.seed is not None and not recipe.eval.guard else []
         dead += ["train.early_stopping"] if recipe.train.early_stopping is not None else []
         for key in dead:
             message = f"{NO_EFFECT} without data.eval. Give data.eval a path or a share such as '5%'."

@@ -30,6 +30,7 @@ BY_CONTENT = (
 OURS = {
     "recipe.yaml", "resolved.json", "plan.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "model",
     "merged", "report.md", "report.json", "loss.png", "data.png", "predictions_eval.jsonl", "predictions_test.jsonl",
+    "resamples.json",
     "tracking", "profile", ".lock", ".lock.json",
 }  # fmt: skip
 """Everything that a run writes into its folder."""

@@ -37,6 +37,8 @@ Tick = Callable[[int, int], None]
 
 
 Scores = dict[str, Score]
+LARGEST_EXPONENT = 709.0
+"""Of the largest float, nearly: infinity is no JSON."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,11 @@ def likelihood_scores(losses: RowLosses, metrics: Sequence[str], *, intervals: b
     """Loss, perplexity and bits per byte, those of them that `metrics` names."""
     per_target = ratio(losses.nats, losses.targets, intervals=intervals)
     scores = {"loss": per_target}
-    low_high = per_target.ci95
+    low_high, resamples = per_target.ci95, per_target.resamples
     scores["perplexity"] = Score(
-        _exp(per_target.value), None if low_high is None else (_exp(low_high[0]), _exp(low_high[1]))
+        _exp(per_target.value),
+        None if low_high is None else (_exp(low_high[0]), _exp(low_high[1])),
+        None if resamples is None else np.exp(np.minimum(resamples, LARGEST_EXPONENT)),
     )
     if losses.num_bytes.sum() > 0:
         scores["bits_per_byte"] = ratio(losses.nats / math.log(2), losses.num_bytes, intervals=intervals)
@@ -151,7 +155,7 @@ def likelihood_scores(losses: RowLosses, metrics: Sequence[str], *, intervals: b
 
 
 def _exp(nats: float) -> float:
-    return math.exp(min(nats, 709.0))  # near the largest float: infinity is no JSON
+    return math.exp(min(nats, LARGEST_EXPONENT))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from ftune.evaluation import (
     row_losses,
     text_scores,
 )
+from ftune.evidence import RESAMPLES, evidence, rows_digest
 from ftune.loop import training_module
 from ftune.manifest import verify
 from ftune.model import cast_weights, load_trainable
@@ -47,17 +47,19 @@ def finish(run: Run) -> Report:
     quantisation.release(run.model)
     run.model.to("meta")  # the artefact is loaded next; two models need not fit
     target = open_target(run.folder)
-    splits = {"eval": run.prepared.dataset.eval, "test": run.prepared.dataset.test}
+    held = {"eval": run.prepared.dataset.eval, "test": run.prepared.dataset.test}
+    splits = {name: split for name, split in held.items() if split is not None}
     metrics: dict[str, Scores] = {}
     for name, split in splits.items():
-        if split is not None:
-            scores, predictions = score(run, target, split, name)
-            metrics[name] = scores
-            if predictions and run.leads:
-                run.store.write_text(f"predictions_{name}.jsonl", predictions_lines(predictions))
+        scores, predictions = score(run, target, split, name)
+        metrics[name] = scores
+        if predictions and run.leads:
+            run.store.write_text(f"predictions_{name}.jsonl", predictions_lines(predictions))
     guard = {name: score(run, target, split, name)[0] for name, split in run.prepared.dataset.guard.items()}
     report = _report(run, step, metrics, guard)
     if run.leads:
+        known = {name: evidence(scores, rows_digest(splits[name].examples)) for name, scores in metrics.items()}
+        run.store.write_json(RESAMPLES, known)
         _write_report(run, report)
     if run.loaded.recipe.tracking:
         run.accelerator.end_training()
@@ -207,9 +209,9 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "steps": state.step,
         "model_step": step,
         "baseline": state.baseline,
-        "metrics": {name: {key: asdict(score) for key, score in scores.items()} for name, scores in metrics.items()},
+        "metrics": {name: {key: score.to_json() for key, score in scores.items()} for name, scores in metrics.items()},
         "guard": {
-            name: {"before": state.guard_baseline.get(name, {}), "after": {k: asdict(v) for k, v in scores.items()}}
+            name: {"before": state.guard_baseline.get(name, {}), "after": {k: v.to_json() for k, v in scores.items()}}
             for name, scores in guard.items()
         },
         "trainable_parameters": plan.trainable_parameters,

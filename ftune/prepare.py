@@ -115,7 +115,7 @@ def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
         accepted=recipe.formats,
         guard=recipe.eval.guard,
         max_length=max_length,
-        seed=recipe.seed,
+        seed=recipe.data_seed,
         max_eval_rows=recipe.eval.max_rows,
         encoder_decoder=family == "encoder_decoder",
         tick=tick,

@@ -146,6 +146,9 @@ class Data(Section):
     """Like `train`; or a share of train such as `5%`, split by group after exact de-duplication; or null."""
     test: PathText | Source | Sources | None = None
     """Like `train`; scored once, at the end."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Seed of what is held out and of which rows are scored; null takes `seed`. Name it where runs with other seeds
+    are to be compared: they see the same held-out rows then."""
     group_by: Annotated[str, Field(min_length=1)] | None = None
     """With a share in `eval`: a column of the file; rows with the same value stay on one side. Null groups rows with
     the same first question, or the same document."""
@@ -305,6 +308,11 @@ class Recipe(Section):
     def learner(self) -> Method:
         """The method that holds the weights: `method`, or what a preset such as `domain` is laid over."""
         return self.method.learner
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of what is held out and scored."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def formats(self) -> frozenset[str]:

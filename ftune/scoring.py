@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from ftune.decide import (
 from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import DataError, Problem, RecipeError, suggestion
 from ftune.evaluation import Prediction, Scores, generate
+from ftune.evidence import rows_digest
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
 from ftune.load import load_recipe
@@ -53,6 +54,8 @@ class Evaluation:
     baseline: dict[str, float]
     predictions: list[Prediction]
     seconds: float
+    digest: str
+    """Of the rows, see `ftune.evidence`."""
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `ftune eval --json`."""
@@ -60,7 +63,7 @@ class Evaluation:
             "target": self.target,
             "split": self.split,
             "rows": self.rows,
-            "metrics": {name: asdict(score) for name, score in self.metrics.items()},
+            "metrics": {name: score.to_json() for name, score in self.metrics.items()},
             "shots": 0,
             "baseline": self.baseline,
             "seconds": self.seconds,
@@ -103,13 +106,13 @@ def evaluate(
         data,
         record.folder,
         accepted=recipe.formats,
-        seed=recipe.seed,
+        seed=recipe.data_seed,
         max_eval_rows=max_rows or recipe.eval.max_rows,
         tick=tick,
         cache=cache,
     )
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
-    rows = drawn(rows, max_rows, recipe.seed)
+    rows = drawn(rows, max_rows, recipe.data_seed)
     config = target.model.config
     max_length, _ = choose_max_length(recipe, limit_of(config))
     pairs = family_of(config) == "encoder_decoder"
@@ -127,7 +130,8 @@ def evaluate(
         tick=lambda done, total: tick("scoring", done, total),
     )
     seconds = time.monotonic() - started
-    return Evaluation(str(path), shown, len(rows), scores, _baseline(path, shown), predictions, seconds)
+    digest = rows_digest(encoded.examples)
+    return Evaluation(str(path), shown, len(rows), scores, _baseline(path, shown), predictions, seconds, digest)
 
 
 def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Record, Runtime]:

@@ -137,7 +137,7 @@ def _labels_of(loaded: Loaded) -> tuple[str, ...]:
         recipe.data,
         loaded.folder,
         accepted=recipe.formats,
-        seed=recipe.seed,
+        seed=recipe.data_seed,
         max_eval_rows=1,
         tick=lambda *_: None,
         cache=Cache(cache_root(os.environ, Path.home())),

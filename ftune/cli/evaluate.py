@@ -40,6 +40,10 @@ def eval_cli(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write generated answers to this JSONL file.")
     ] = None,
+    resamples: Annotated[
+        Path | None,
+        typer.Option("--resamples", help="Write each metric on 1000 resamples of the rows, for paired tests (JSON)."),
+    ] = None,
     set: Set = None,  # noqa: A002 - the option's name
     json: Json = False,
     quiet: Quiet = False,
@@ -55,6 +59,7 @@ def eval_cli(
     quiet_libraries()
     from ftune.cli.progress import Screen
     from ftune.evaluation import predictions_lines
+    from ftune.evidence import evidence
     from ftune.scoring import evaluate
     from ftune.store import Store
 
@@ -71,6 +76,8 @@ def eval_cli(
         )
     if predictions is not None:
         Store(predictions.absolute().parent).write_text(predictions.name, predictions_lines(result.predictions))
+    if resamples is not None:
+        Store(resamples.absolute().parent).write_json(resamples.name, evidence(result.metrics, result.digest))
     if json:
         print_json(result.to_json())
     else:

@@ -46,7 +46,7 @@ def check_cli(
             loaded.recipe.data,
             loaded.folder,
             accepted=loaded.recipe.formats,
-            seed=loaded.recipe.seed,
+            seed=loaded.recipe.data_seed,
             max_eval_rows=loaded.recipe.eval.max_rows,
             tick=lambda what, done, total: None,
             cache=cache,

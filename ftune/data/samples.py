@@ -31,7 +31,7 @@ Follow = Callable[[Iterator[Sample]], None]
 """Takes every sample of a source while it is read."""
 NOT_OF_ROWS = {
     "train", "eval", "test", "template", "train_on", "max_length", "overlong", "packing", "on_bad_row", "max_dropped",
-    "group_by", "stratify", "near_duplicates", "leakage",
+    "seed", "group_by", "stratify", "near_duplicates", "leakage",
 }  # fmt: skip
 """Keys of `data` that do not shape the rows of a source. What is not named here is part of the key of its table."""
 

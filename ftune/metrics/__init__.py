@@ -9,9 +9,9 @@ docs/metrics.md gives every formula.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["likelihood", "single_label", "multi_label", "regression", "token_labels", "text"]
 """What is compared: a likelihood, one class of many, several labels at once, a number, labels of tokens, or text."""
@@ -19,10 +19,19 @@ Kind = Literal["likelihood", "single_label", "multi_label", "regression", "token
 
 @dataclass(frozen=True)
 class Score:
-    """A metric and its 95% bootstrap interval over rows; both are finite."""
+    """A metric and its 95% bootstrap interval over rows; both are finite.
+
+    `resamples` is what the metric is on each resample, float64 [R], NaN where it has no value there. The r-th resample
+    of the same rows is the same for every system, so that differences between two systems can be resampled as pairs.
+    """
 
     value: float
     ci95: tuple[float, float] | None = None
+    resamples: Any = field(default=None, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Value and interval."""
+        return {"value": self.value, "ci95": self.ci95}
 
 
 class Metric(NamedTuple):

@@ -58,7 +58,9 @@ def bootstrap(values: Mapping[str, float], statistic: Statistic, num_rows: int, 
         rng=np.random.Generator(np.random.Philox(0)),
     ).bootstrap_distribution  # each [names, RESAMPLES]
     return {
-        name: Score(float(value), _middle_95(distribution[is_defined > 0]))
+        name: Score(
+            float(value), _middle_95(distribution[is_defined > 0]), np.where(is_defined > 0, distribution, np.nan)
+        )
         for (name, value), distribution, is_defined in zip(values.items(), distributions, defined, strict=True)
     }
 

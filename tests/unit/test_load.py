@@ -294,7 +294,8 @@ def test_the_full_recipe_writes_every_key() -> None:
         (
             "train.optimizer",
             "AdamW",
-            "'adamw', 'muon', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit' (did you mean 'adamw'?), received 'AdamW'",
+            "'adamw', 'muon', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit' (did you mean 'adamw'?), "
+            "received 'AdamW'",
         ),
         ("train.optimizer", 1, "'adamw', 'muon', 'adafactor', 'sgd', 'adamw_8bit' or 'paged_adamw_8bit', received 1"),
         ("train.warmup", "3", "a whole number or a share such as '5%', received '3'"),
