@@ -20,11 +20,12 @@ from ftune.compare.trials import Setting, Trial, trials_of
 from ftune.compare.verdict import System, Verdict, judge
 from ftune.data.cache import Cache, cache_root
 from ftune.data.samples import Samples, read_samples
+from ftune.data.table import Rows
 from ftune.drift import data_files
 from ftune.errors import Problem, RecipeError, suggestion
 from ftune.evidence import RESAMPLES, read_evidence, rows_digest
 from ftune.load import Loaded
-from ftune.metrics import METRICS
+from ftune.metrics import METRICS, bounds_of
 from ftune.report import read_report
 from ftune.signals import StopFlag
 
@@ -143,18 +144,26 @@ def compare(asked: Asked, stop: StopFlag, tick: Tick, note: Any) -> Comparison:
     rows = [_trained(asked, setting, [t for t in trials if t.setting is setting], failed) for setting in asked.settings]
     rows += [_prompted(asked, shots, stop, tick) for shots in asked.shots]
     tick("baselines", 0, 0)
-    found, none = baselines(samples.train, list(scored), samples.labels, asked.own.recipe.objective, [asked.metric])
-    digest = rows_digest([sample.row for sample in scored])
-    for one in found:
-        score = one.scores.get(asked.metric)
-        if score is not None:
-            measured = Measured(
-                np.array([score.value]), None if score.resamples is None else score.resamples[None], digest, False
-            )
-            rows.append(Row(one.name, "baseline", System(one.name, "baseline", measured), {"": score.value}, one.about))
+    found, none = _untrained(asked, samples, scored)
+    rows += found
     systems = [row.system for row in rows if row.system is not None]
     verdict = judge(systems, asked.metric, asked.better) if systems else None
-    return Comparison(asked, rows, verdict, _remarks(asked, rows, none if not found else ""), len(scored))
+    return Comparison(asked, rows, verdict, _remarks(asked, rows, none), len(scored))
+
+
+def _untrained(asked: Asked, samples: Samples, scored: Rows) -> tuple[list[Row], str]:
+    """Rows of the baselines, and why there are none."""
+    objective, rows = asked.own.recipe.objective, []
+    found, none = baselines(samples.train, list(scored), samples.labels, objective, [asked.metric])
+    digest = rows_digest([sample.row for sample in scored])
+    for one in found:
+        if (score := one.scores.get(asked.metric)) is None:
+            rows.append(Row(one.name, "baseline", None, {}, f"has no {asked.metric}: it gives no probabilities"))
+            continue
+        resamples = None if score.resamples is None else score.resamples[None]
+        measured = Measured(np.array([score.value]), resamples, digest, False, bounds_of(asked.metric))
+        rows.append(Row(one.name, "baseline", System(one.name, "baseline", measured), {"": score.value}, one.about))
+    return rows, none
 
 
 def _samples(asked: Asked, tick: Tick) -> Samples:
@@ -213,7 +222,9 @@ def _measured(values: Sequence[float], held: Sequence[Mapping[str, Any]], metric
     known = [one for one in resamples if one is not None]
     digests = {rows for rows, _ in found}
     stacked = np.stack(known) if len(known) == len(found) else None
-    return Measured(np.array(values), stacked, digests.pop() if len(digests) == 1 else "differ", drawn)
+    return Measured(
+        np.array(values), stacked, digests.pop() if len(digests) == 1 else "differ", drawn, bounds_of(metric)
+    )
 
 
 def _means(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -266,7 +277,7 @@ def _remarks(asked: Asked, rows: Sequence[Row], none: str) -> list[str]:
     )
     remarks = [
         f"Budget of each trial: {asked.budget or asked.own.recipe.train.duration}. Settings of each method: {tried}.",
-        f"The step of a run is chosen by its loss on eval rows, a method's setting by {asked.metric} on them. {unseen}.",
+        f"The step of a run is chosen by its loss on eval rows, a setting by {asked.metric} on them. {unseen}.",
     ]
     costs = [row.system.cost for row in rows if row.system is not None and row.system.cost]
     if tokens := [cost["targets"] for cost in costs if cost["steps"] > 1]:

@@ -30,12 +30,14 @@ class Measured:
         resamples: [S, R], NaN where the metric has no value; None where it has no intervals.
         rows: digest of the rows.
         drawn: whether another seed would have given another value: a trained system, not a baseline.
+        bounds: the least and the greatest value that the metric can have.
     """
 
     values: np.ndarray
     resamples: np.ndarray | None
     rows: str
     drawn: bool
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def value(self) -> float:
@@ -56,7 +58,8 @@ class Measured:
             return None
         error, freedom = _combined(of_rows, [self])
         half = _t(0.975, freedom) * error
-        return self.value - half, self.value + half
+        low, high = self.bounds
+        return max(low, self.value - half), min(high, self.value + half)
 
 
 @dataclass(frozen=True)

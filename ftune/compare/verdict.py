@@ -99,8 +99,8 @@ def _answer(
         return None, f"Nothing was trained, so there is nothing to choose. Best: {_figure(best, metric)}."
     if unknown:
         return None, (
-            f"{best.name} has the best figure: {_figure(best, metric)}. With one seed nothing is known of how far seeds "
-            "spread, so no method is declared better than another. Train more: --seeds 3."
+            f"{best.name} has the best figure: {_figure(best, metric)}. With one seed nothing is known of how far "
+            "seeds spread, so no method is declared better than another. Train more: --seeds 3."
         )
     untrained = [system for system in equals if system.kind != "trained"]
     if best.kind != "trained":

@@ -8,6 +8,7 @@ docs/metrics.md gives every formula.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -72,6 +73,17 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     }
 )
 """Every metric there is, by the name a recipe uses."""
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have."""
+    if METRICS[name].better == "lower":
+        return (1.0 if name == "perplexity" else 0.0), math.inf
+    if name in ("mcc", "pearson", "spearman"):
+        return -1.0, 1.0
+    if name == "r2":
+        return -math.inf, 1.0
+    return 0.0, 100.0 if name in ("bleu", "chrf") else 1.0
 
 
 def names_of(kind: Kind) -> tuple[str, ...]:
