@@ -18,7 +18,7 @@ from typing import Any
 
 from ftune import drift
 from ftune.compare.trials import Trial
-from ftune.errors import Interrupted
+from ftune.errors import Interrupted, LockedError
 from ftune.report import read_metrics, read_report
 from ftune.signals import StopFlag
 
@@ -59,7 +59,12 @@ def run_trial(trial: Trial, log: Path, stop: StopFlag, tick: Tick) -> Outcome:
     def look() -> None:
         tick(trial.name, *_progress(trial.loaded.output_dir))
 
-    return run(arguments, log, stop, look)
+    outcome = run(arguments, log, stop, look)
+    while outcome.code == LockedError.exit_code:  # the process of an earlier, killed comparison still trains it
+        tick(f"{trial.name}: another process trains it, waiting", 0, 0)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        outcome = run(arguments, log, stop, look)
+    return outcome
 
 
 def _sets(overrides: Sequence[str]) -> list[str]:

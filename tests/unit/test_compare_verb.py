@@ -1,0 +1,87 @@
+"""`ftune compare` as a command: trials, baselines, a table that is the same again, failures that stay in it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laws import ftune, recipe
+
+ROWS = [{"prompt": f"what is {n} like", "completion": "good" if n % 3 else "bad"} for n in range(24)]
+ALIKE = ("--budget", "3 steps", "--output-dir", "out", "--shots", "none", "--json", "--offline", "--quiet")
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe with eval and test rows, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    data = {"eval": "25%", "test": "rows.jsonl", "leakage": "warn", "near_duplicates": None}
+    return recipe(
+        tmp_path, rows=ROWS, method={"name": "lora", "rank": 2}, data=data, eval={"metrics": ["loss", "exact_match"],
+        "max_new_tokens": 2},
+    ).path  # fmt: skip
+
+
+def compared(path: Path, *more: str) -> dict[str, Any]:
+    done = ftune("compare", path, *ALIKE, *more, seconds=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_comparison_and_the_same_again(asked: Path) -> None:
+    found = compared(asked, "--methods", "lora,feature_based", "--seeds", "2")
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["lora", "feature_based", "majority", "tfidf"]
+    assert found["split"] == "test" and found["metric"] == "exact_match" and found["rows_scored"] == 24
+    assert rows["feature_based"]["value"] is None and rows["feature_based"]["about"]
+    assert list(rows["lora"]["seeds"]) == ["0", "1"] and rows["lora"]["steps"] == 3
+    assert rows["majority"]["value"] == pytest.approx(2 / 3) and found["recommended"] is None
+    out = Path("out")
+    assert {"compare.md", "compare.json", "compare.png", "trials", "logs"} <= {p.name for p in out.iterdir()}
+    report = json.loads((out / "trials" / "lora_seed=1" / "report.json").read_text())
+    assert rows["lora"]["seeds"]["1"] == report["metrics"]["test"]["exact_match"]["value"]
+    written = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*") if path.is_file()}
+    assert compared(asked, "--methods", "lora,feature_based", "--seeds", "2") == found
+    assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*") if path.is_file()} == written
+
+
+def test_a_learning_rate_of_zero_is_the_model_as_it_was(asked: Path) -> None:
+    """And a trial that fails stays in the table, with its reason, beside the others."""
+    more = ("--grid", "train.learning_rate=0.0,1e30", "--methods", "full", "--seeds", "1", "--metric", "loss")
+    found = compared(asked, *more)
+    still, broken = found["rows"][:2]
+    report = json.loads((Path("out") / "trials" / "full_train.learning_rate=0.0_seed=0" / "report.json").read_text())
+    assert report["metrics"]["eval"]["loss"]["value"] == pytest.approx(report["baseline"]["loss"], abs=0)
+    assert still["learning_rate"] == 0 and still["value"] == report["metrics"]["test"]["loss"]["value"]
+    assert broken["value"] is None and "exit code 7" in broken["about"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_in_the_middle_it_goes_on(asked: Path, number: int) -> None:
+    command = [sys.executable, "-m", "ftune", "compare", str(asked), *ALIKE, "--methods", "lora,full", "--seeds", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(Path("out").glob("trials/lora*/report.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    first = Path("out/trials/lora_seed=0/report.json").stat().st_mtime_ns
+    found = compared(asked, "--methods", "lora,full", "--seeds", "1")
+    assert [row["value"] is not None for row in found["rows"][:2]] == [True, True]
+    assert Path("out/trials/lora_seed=0/report.json").stat().st_mtime_ns == first
+
+
+def test_what_is_wrong_is_said_before_anything_runs(asked: Path) -> None:
+    done = ftune("compare", asked, "--methods", "lora,loar", "--output-dir", "out")
+    assert done.returncode == 2 and "'loar' is no method" in done.stderr and not Path("out").exists()
+    done = ftune("compare", asked, "--shots", "four", "--output-dir", "out")
+    assert done.returncode == 2 and "--shots" in done.stderr and "'four'" in done.stderr
