@@ -135,7 +135,7 @@ def asset(name: str) -> str:
 
 
 def _library() -> str:
-    """uPlot with its licence, which must stay with every copy."""
+    """The plotting library with its licence, which must stay with every copy."""
     return f"/*!\n{asset('uplot/LICENSE').strip()}\n*/\n{asset('uplot/uPlot.iife.min.js')}"
 
 

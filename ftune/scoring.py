@@ -32,6 +32,7 @@ from ftune.errors import DataError, Problem, RecipeError, suggestion
 from ftune.evaluation import Prediction, Scores, generate
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
+from ftune.label_predictions import LabelPrediction
 from ftune.load import load_recipe
 from ftune.plan import Runtime
 from ftune.prepare import loss_refusal
@@ -51,7 +52,7 @@ class Evaluation:
     rows: int
     metrics: Scores
     baseline: dict[str, float]
-    predictions: list[Prediction]
+    predictions: list[Prediction | LabelPrediction]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def evaluate(
     pairs = family_of(config) == "encoder_decoder"
     encoder = Encoder(data, recipe.objective, target.renderer, max_length, record.labels, pairs)
     encoded = encode_split(name, rows, encoder, samples, tick=tick, cache=cache)
-    scores, predictions = score_target(
+    scored = score_target(
         target,
         encoded,
         metrics=_known_metrics(recipe, metrics),
@@ -127,7 +128,9 @@ def evaluate(
         tick=lambda done, total: tick("scoring", done, total),
     )
     seconds = time.monotonic() - started
-    return Evaluation(str(path), shown, len(rows), scores, _baseline(path, shown), predictions, seconds)
+    return Evaluation(
+        str(path), shown, len(rows), scored.scores, _baseline(path, shown), list(scored.predictions), seconds
+    )
 
 
 def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Record, Runtime]:
