@@ -21,7 +21,7 @@ from ftune.data.spell import visible
 
 Cell = str | int | float | None
 """Text, a number, or nothing. Floats are shown with four decimals."""
-LICENCE = "uPlot, (c) 2022 Leon Sorokin, MIT licence"
+_NUMBER = ' class="n"'
 
 
 def document(title: str, parts: Iterable[str], *, scripts: bool = False) -> str:
@@ -95,18 +95,25 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, marks: Seque
         rows: as many cells each.
         marks: a class for each row, such as `right`, `wrong`, `differs`; none are given without it.
     """
-    head = "".join(f"<th>{safe(cell)}</th>" for cell in header)
+    lines = [list(row) for row in rows]
+    numeric = [
+        any(isinstance(line[i], (int, float)) for line in lines) and not any(isinstance(line[i], str) for line in lines)
+        for i in range(len(header))
+    ]
+    head = "".join(
+        f"<th{_NUMBER if right else ''}>{safe(cell)}</th>" for cell, right in zip(header, numeric, strict=True)
+    )
     body = []
-    for number, row in enumerate(rows):
-        mark = f' class="{safe(marks[number])}"' if number < len(marks) and marks[number] else ""
-        body.append(f"<tr{mark}>{''.join(map(_cell, row))}</tr>\n")
+    for i, line in enumerate(lines):
+        mark = f' class="{safe(marks[i])}"' if i < len(marks) and marks[i] else ""
+        body.append(f"<tr{mark}>{''.join(map(_cell, line))}</tr>\n")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _cell(value: Cell) -> str:
     if value is None or isinstance(value, str):
         return f"<td>{safe(value or '')}</td>"
-    return f'<td class="n">{number(value)}</td>'
+    return f"<td{_NUMBER}>{number(value)}</td>"
 
 
 def number(value: float) -> str:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from ftune.data.spell import visible
 from ftune.page import Cell, folded, inline_json, number, safe, table
 
 MOST_POINTS = 1000
@@ -58,13 +59,12 @@ def line_plot(title: str, x: str, y: str, series: Iterable[Series], *, log: bool
     Returns:
         A figure; nothing where no curve has a point.
     """
-    curves = [one._replace(points=thinned(finite(one.points))) for one in series]
+    curves = [one._replace(name=visible(one.name), points=thinned(finite(one.points))) for one in series]
     curves = [one for one in curves if one.points]
     if not curves:
         return ""
     spec = {
-        "x": x,
-        "y": y,
+        "x": visible(x),
         "log": log,
         "series": [
             {"name": one.name, "style": one.style, "x": [p[0] for p in one.points], "y": [p[1] for p in one.points]}

@@ -116,7 +116,7 @@ def evaluate(
     pairs = family_of(config) == "encoder_decoder"
     encoder = Encoder(data, recipe.objective, target.renderer, max_length, record.labels, pairs)
     encoded = encode_split(name, rows, encoder, samples, tick=tick, cache=cache)
-    scored = score_target(
+    found = score_target(
         target,
         encoded,
         metrics=_known_metrics(recipe, metrics),
@@ -128,9 +128,7 @@ def evaluate(
         tick=lambda done, total: tick("scoring", done, total),
     )
     seconds = time.monotonic() - started
-    return Evaluation(
-        str(path), shown, len(rows), scored.scores, _baseline(path, shown), list(scored.predictions), seconds
-    )
+    return Evaluation(str(path), shown, len(rows), found.scores, _baseline(path, shown), [*found.predictions], seconds)
 
 
 def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Record, Runtime]:
