@@ -18,7 +18,7 @@ MOST_POINTS = 1000
 """Points of a curve that a page holds."""
 TABLE_ROWS = 24
 """Rows of the table below a curve, about."""
-WIDTH, LABEL, ROW = 760, 230, 26
+WIDTH, LABEL, ROW = 760, 280, 26
 """Of SVG figures: the width, that of the names on the left, the height of a row; in pixels before scaling."""
 
 
@@ -133,7 +133,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str, str]]) -> str:
     for i, (name, length, text, colour) in enumerate(rows):
         top, width = i * ROW, room * length / most
         lines += [
-            _text(LABEL - 8, top + 17, name, "end"),
+            _text(LABEL - 8, top + 17, name, "end", cut=44),
             f'<rect class="{safe(colour)}" x="{LABEL}" y="{top + 4}" width="{width:.1f}" height="{ROW - 8}" rx="2"/>',
             _text(LABEL + width + 6, top + 17, text, "start", cut=60),
         ]
@@ -160,7 +160,7 @@ def intervals(title: str, rows: Sequence[Interval]) -> str:
             text += f" ({number(row.low)} to {number(row.high)})"
             lines.append(f'<line class="a" x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" y1="{y}" y2="{y}"/>')
         lines += [
-            _text(LABEL - 8, y + 4, row.name, "end"),
+            _text(LABEL - 8, y + 4, row.name, "end", cut=44),
             f'<circle class="a" cx="{at(row.value):.1f}" cy="{y}" r="4"><title>{safe(text)}</title></circle>',
             _text(LABEL + room + 8, y + 4, text, "start", cut=60),
         ]
@@ -176,14 +176,14 @@ def confusion_matrix(title: str, names: Sequence[str], counts: Sequence[Sequence
         counts: [C][C], the first index the true class.
     """
     cell = 40 if len(names) <= 8 else 26 if len(names) <= 24 else 12
-    top, left = 110, 190
+    top, left = 130, 190
     lines = [f'<rect class="panel" x="{left}" y="{top}" width="{cell * len(names)}" height="{cell * len(names)}"/>']
     for i, name in enumerate(names):
         middle = cell * i + cell / 2
         if cell >= 12:
             lines.append(_text(left - 6, top + middle + 4, name, "end", cut=24))
             turn = f' transform="rotate(-55 {left + middle:.0f} {top - 6})"'
-            lines.append(_text(left + middle, top - 6, name, "start", cut=16, more=turn))
+            lines.append(_text(left + middle, top - 6, name, "start", cut=24, more=turn))
     for true, row in enumerate(counts):
         total = sum(row)
         for given, count in enumerate(row):
@@ -198,12 +198,12 @@ def confusion_matrix(title: str, names: Sequence[str], counts: Sequence[Sequence
             )
             if cell >= 26:
                 strong = ' class="strong"' if share > 0.5 else ""
-                lines.append(_text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", more=strong))
-    width = left + cell * len(names) + 90
+                lines.append(_text(x + cell / 2, y + cell / 2 + 4, f"{count}", "middle", cut=9, more=strong))
+    width = left + cell * len(names) + 110
     return _figure(title, width, top + cell * len(names) + 4, lines, fixed=True)
 
 
-def _text(x: float, y: float, text: str, anchor: str, *, cut: int = 32, more: str = "") -> str:
+def _text(x: float, y: float, text: str, anchor: str, *, cut: int, more: str = "") -> str:
     shown = text if len(text) <= cut else f"{text[: cut - 1]}…"
     whole = f"<title>{safe(text)}</title>" if shown != text else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{safe(shown)}{whole}</text>'

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ftune.page import Cell, document, folded, heading, number, paragraph, preformatted, table
+from ftune.page import document, folded, heading, number, paragraph, preformatted, table
 from ftune.page_plots import Interval, Series, intervals, line_plot
-from ftune.report import headline, interval
-from ftune.report_diff import COSTS, Difference, Line, Metric
+from ftune.report import headline, interval, mebibytes
+from ftune.report_diff import COSTS, Cell, Difference, Line, Metric
 from ftune.report_pictures import curve
 from ftune.run_files import RunFiles
 
@@ -25,7 +26,7 @@ def diff_page(runs: Sequence[RunFiles], found: Difference) -> str:
     names = labels(runs)
     parts = [table(("run", "what"), [(name, headline(run.known)) for name, run in zip(names, runs, strict=True)])]
     parts += [heading("Results"), metric_table(names, found["metrics"]), '<div class="plots">']
-    parts += [*_curves(names, runs), *_intervals(names, found["metrics"]), "</div>"]
+    parts += [*_curves(names, runs), "</div>", *_intervals(names, found["metrics"])]
     for key, title, none in SECTIONS:
         lines: list[Line] = found[key]  # type: ignore[literal-required]
         parts.append(heading(title))
@@ -50,25 +51,22 @@ def labels(runs: Sequence[RunFiles]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, start=1)]
 
 
-def line_rows(lines: Iterable[Line]) -> list[list[Cell]]:
+def line_rows(lines: Iterable[Line]) -> list[list[str]]:
     """What differs, with the value of each run in words."""
-    return [
-        [_with_unit(line["key"]), *(in_words(cell) for cell in line["values"])] for line in lines
-    ]  # fmt: skip
+    return [[line["key"], *(in_words(cell, line["key"]) for cell in line["values"])] for line in lines]
 
 
-def _with_unit(key: str) -> str:
-    return f"{key} [{COSTS[key]}]" if COSTS.get(key) else key
-
-
-def in_words(cell: dict[str, Any]) -> str:
-    """A value, or that there is none."""
+def in_words(cell: Cell, key: str = "") -> str:
+    """A value, or that there is none. Sizes are in MiB; what is set is shown as a recipe has it."""
     if "missing" in cell:
         return MISSING
     value = cell["value"]
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return number(value) if isinstance(value, (int, float)) else str(value)
+    if value is None or isinstance(value, (bool, dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    if key in COSTS:
+        shown = {"bytes": lambda: mebibytes(value), "s": lambda: f"{value:,.1f} s", "": lambda: f"{value:,.0f}"}
+        return shown[COSTS[key]]()
+    return str(value)
 
 
 def metric_rows(metrics: Iterable[Metric]) -> list[list[str]]:
@@ -78,7 +76,7 @@ def metric_rows(metrics: Iterable[Metric]) -> list[list[str]]:
         better = f" ({metric['better']} is better)" if metric["better"] else ""
         row = [f"{metric['key']}{better}"]
         for i, cell in enumerate(metric["values"]):
-            text = in_words(cell)
+            text = number(cell["value"]) if "value" in cell else MISSING
             if span := metric["ci95"][i]:
                 text += f"\n{interval(span)}"
             if i and (change := metric["differences"][i]) is not None:

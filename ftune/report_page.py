@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ftune.metrics import METRICS
 from ftune.page import (
     Cell,
     document,
@@ -38,6 +39,8 @@ SHOWN_ROWS = 30
 SHOWN_TEXT = 600
 """Characters of a text that the page shows."""
 SHOWN_CONFUSIONS = 15
+SHARES = frozenset(name for name, metric in METRICS.items() if metric.better == "higher") - {"bleu", "chrf"}
+"""Metrics that are 1 at best, and share a plot."""
 
 
 def run_page(files: RunFiles) -> str:
@@ -83,8 +86,11 @@ def _curves(files: RunFiles) -> Iterable[str]:
     raw = Series("train", train, "faint" if smooth else "line")
     yield line_plot("Loss", "step", "nats per target", [raw, *smooth, Series("eval", curve(evals, "loss"), "points")])
     others = [key for key in (evals[-1] if evals else {}) if key not in ("event", "step", "loss")]
+    shares = [key for key in others if key in SHARES]
+    yield line_plot("Eval metrics", "step", "", [Series(key, curve(evals, key), "points") for key in shares])
     for key in others:
-        yield line_plot(f"eval {key}", "step", "", [Series(f"eval {key}", curve(evals, key), "points")])
+        if key not in shares:
+            yield line_plot(f"Eval {key}", "step", "", [Series(key, curve(evals, key), "points")])
     yield line_plot("Learning rate", "step", "", [Series("learning rate", curve(steps, "learning_rate"))])
     limit = files.plan.get("max_grad_norm")
     norm = curve(steps, "grad_norm")

@@ -6,11 +6,12 @@ https://chromedevtools.github.io/devtools-protocol/. No package is needed, only 
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,19 @@ class Browser:
     """
 
     def __init__(self, program: str, folder: Path) -> None:
-        to_browser, self._write = os.pipe()
-        self._read, from_browser = os.pipe()
+        reading, self._write = os.pipe()
+        self._read, writing = os.pipe()
         self.events: list[dict[str, Any]] = []
         self._number, self._rest, self._session = 0, b"", None
         flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
                  "--no-first-run", "--disable-background-networking", "--remote-debugging-pipe")  # fmt: skip
-        self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", program, *flags,
-             f"--user-data-dir={folder}", "about:blank"],
-            pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(to_browser)
-        os.close(from_browser)
+        sources = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (reading, writing)]  # 3 and 4 may be in use
+        actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in zip(sources, (3, 4), strict=True)]
+        quiet = [(os.POSIX_SPAWN_OPEN, output, os.devnull, os.O_WRONLY, 0) for output in (1, 2)]
+        command = [program, *flags, f"--user-data-dir={folder}", "about:blank"]
+        self._process = os.posix_spawn(program, command, os.environ, file_actions=[*actions, *quiet], setpgroup=0)
+        for end in (reading, writing, *sources):
+            os.close(end)
 
     def __enter__(self) -> Browser:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -55,8 +56,8 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        os.killpg(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
         os.close(self._write)
         os.close(self._read)
 
@@ -76,7 +77,8 @@ class Browser:
             self.events.append(found)
 
     def open(self, path: Path, *, scheme: str = "light", width: int = 1200) -> None:
-        """Load a file and wait until it is drawn."""
+        """Load a file and wait until it is drawn; what was logged and requested before is forgotten."""
+        self.events.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=path.as_uri())

@@ -52,7 +52,7 @@ def test_everything_of_a_run_is_on_its_page(tmp_path: Path) -> None:
         assert text in read.text, text
     plots = [json.loads(text) for text in read.scripts if text.startswith("{")]
     assert [plot["series"][0]["name"] for plot in plots] == [
-        "train", "eval accuracy", "learning rate", "gradient norm", "tokens per second", "measured"
+        "train", "accuracy", "learning rate", "gradient norm", "tokens per second", "measured"
     ]  # fmt: skip
     assert plots[0]["series"][-1] == {"name": "eval", "style": "points", "x": [0, 40], "y": [2.0, 0.5]}
     assert len(plots[0]["series"][0]["x"]) == 40
