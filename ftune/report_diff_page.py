@@ -66,7 +66,7 @@ def in_words(cell: Cell, key: str = "") -> str:
     if key in COSTS:
         shown = {"bytes": lambda: mebibytes(value), "s": lambda: f"{value:,.1f} s", "": lambda: f"{value:,.0f}"}
         return shown[COSTS[key]]()
-    return str(value)
+    return f"{value[:12]}…" if key.endswith("fingerprint") else str(value)
 
 
 def metric_rows(metrics: Iterable[Metric]) -> list[list[str]]:

@@ -82,7 +82,7 @@ def _curves(files: RunFiles) -> Iterable[str]:
     steps, evals = files.of_kind("step"), files.of_kind("eval")
     train = curve(steps, "loss")
     window = max(5, len(train) // 40)
-    smooth = [Series(f"train, mean of {window} steps", running_mean(train, window))] if len(train) > 2 * window else []
+    smooth = [Series(f"train, mean of {window} steps", running_mean(train, window))] if len(train) >= 8 * window else []
     raw = Series("train", train, "faint" if smooth else "line")
     yield line_plot("Loss", "step", "nats per target", [raw, *smooth, Series("eval", curve(evals, "loss"), "points")])
     others = [key for key in (evals[-1] if evals else {}) if key not in ("event", "step", "loss")]
