@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folders import HOSTILE
 
@@ -92,6 +92,7 @@ def test_hostile_text_stays_text() -> None:
 
 
 @given(st.text())
+@settings(deadline=None, max_examples=50)
 def test_any_text_is_text(text: str) -> None:
     read, tame = Reader(document(text, everything(text))), Reader(document("x", everything("x")))
     assert [tag for tag, _ in read.tags if tag != "title"] == [tag for tag, _ in tame.tags if tag != "title"]
@@ -137,6 +138,7 @@ def test_the_library_is_the_published_one_and_keeps_its_licence() -> None:
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
     )
 )
+@settings(deadline=None)
 def test_json_comes_back_and_ends_no_element(value: Any) -> None:
     text = inline_json(value)
     assert json.loads(text) == value
