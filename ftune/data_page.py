@@ -17,10 +17,10 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8886; border-radius: 4px; padding: .7rem; }
 table { border-collapse: collapse; } th, td { border: 1px solid #8886; padding: .15rem .5rem; text-align: left; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 mark { background: #a6e3a1; color: #000; } i { color: #0a7ea4; font-style: normal; }
 mark i { color: #00506b; } b.r { background: #ffe28a; color: #000; font-weight: normal; }
-figure { margin: 1rem 0; background: #fff; overflow-x: auto; }
+figure, .wide { overflow-x: auto; } figure { margin: 1rem 0; background: #fff; }
 td { white-space: pre-wrap; font-family: ui-monospace, monospace; }
 """
 

@@ -62,13 +62,14 @@ def results(report: Mapping[str, Any]) -> list[Result]:
     """Metrics of eval and test rows, and of other rows than the task's, in which what rose was forgotten."""
     baseline, metrics = report.get("baseline") or {}, report.get("metrics") or {}
     found = [
-        Result(f"{split} {name}", baseline.get(name) if split == "eval" else None, score["value"], score["ci95"])
+        Result(f"{split} {name}", baseline.get(name) if split == "eval" else None, score["value"], score.get("ci95"))
         for split in SPLITS
         for name, score in (metrics.get(split) or {}).items()
     ]
     for name, sets in (report.get("guard") or {}).items():
-        for metric, after in sets["after"].items():
-            found.append(Result(f"guard {name}: {metric}", sets["before"].get(metric), after["value"], None))
+        for metric, after in (sets.get("after") or {}).items():
+            before = (sets.get("before") or {}).get(metric)
+            found.append(Result(f"guard {name}: {metric}", before, after["value"], None))
     return found
 
 

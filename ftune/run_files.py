@@ -115,7 +115,9 @@ def _so_far(files: RunFiles) -> Json:
         "finished": None,
         "steps": max((step.get("step", 0) for step in steps), default=0),
         "planned_steps": plan.get("steps"),
-        "baseline": {k: v for k, v in evals[0].items() if _is_metric(k, v)} if evals and not evals[0]["step"] else {},
+        "baseline": {k: v for k, v in evals[0].items() if _is_metric(k, v)}
+        if evals and not evals[0].get("step")
+        else {},
         "metrics": {"eval": {name: {"value": value, "ci95": None} for name, value in scores.items()}} if scores else {},
         "trainable_parameters": plan.get("trainable_parameters"),
         "total_parameters": plan.get("total_parameters"),

@@ -100,6 +100,11 @@ def test_the_plots_can_be_played_with(straight: Path, browser: Browser) -> None:
     browser.evaluate("new Promise(done => setTimeout(done, 200))")
     said = browser.evaluate("[...document.querySelectorAll('.u-legend')].map(one => one.innerText)")
     assert sum(any(character.isdigit() for character in text) for text in said) == 7, "all plots show the same step"
+    picture = "document.querySelector('canvas').toDataURL()"
+    light = browser.evaluate(picture)
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.evaluate("new Promise(done => setTimeout(done, 300))")
+    assert browser.evaluate(picture) != light, "plots follow when light turns to dark"
     assert browser.complaints() == []
 
 
