@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ftune.data.spell import visible
 from ftune.data.view import Side, View
 from ftune.data_report import data_svg
+from ftune.page import safe, table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Even if something in a row got past the escaping, a browser would neither run nor load it."""
@@ -17,10 +17,11 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8886; border-radius: 4px; padding: .7rem; }
 table { border-collapse: collapse; } th, td { border: 1px solid #8886; padding: .15rem .5rem; text-align: left; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 mark { background: #a6e3a1; color: #000; } i { color: #0a7ea4; font-style: normal; }
 mark i { color: #00506b; } b.r { background: #ffe28a; color: #000; font-weight: normal; }
-figure { margin: 1rem 0; background: #fff; overflow-x: auto; } code { white-space: pre-wrap; }
+figure, .wide { overflow-x: auto; } figure { margin: 1rem 0; background: #fff; }
+td { white-space: pre-wrap; font-family: ui-monospace, monospace; }
 """
 
 
@@ -43,17 +44,17 @@ def page(
         remarks: sentences below the counts.
         tokens: whether each token is listed.
     """
-    head = f"ftune data: {_safe(title)}"
+    head = f"ftune data: {safe(title)}"
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">',
         f"<title>{head}</title><style>{STYLE}</style></head><body>",
         f"<h1>{head}</h1>",
-        *(f"<p>{_safe(line)}</p>" for line in about),
+        *(f"<p>{safe(line)}</p>" for line in about),
         "<h2>Counts</h2>",
         _counts(data),
         "<ul>",
-        *(f"<li>{_safe(line)}</li>" for line in remarks),
+        *(f"<li>{safe(line)}</li>" for line in remarks),
         "</ul>",
         f"<figure>{data_svg({name: dict(split) for name, split in data.items()})}</figure>",
         "<h2>Rows</h2>",
@@ -64,26 +65,6 @@ def page(
     return "\n".join(parts) + "\n"
 
 
-def _safe(text: str) -> str:
-    """Text that is only text: nothing in it is markup, and nothing turns the writing around."""
-    return escape(visible(text))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str | int]]) -> str:
-    """Numbers to the right, everything escaped."""
-    head = "".join(f"<th>{_safe(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td class=n>{cell:,}</td>" if isinstance(cell, int) else f"<td><code>{_safe(cell)}</code></td>"
-            for cell in row
-        )
-        + "</tr>\n"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>\n{body}</table>"
-
-
 def _counts(data: Mapping[str, Mapping[str, Any]]) -> str:
     keys = ("rows", "kept", "truncated", "examples", "tokens", "targets")
     rows: list[list[str | int]] = []
@@ -91,13 +72,13 @@ def _counts(data: Mapping[str, Mapping[str, Any]]) -> str:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in split["dropped"].items()) or "none"
         rows.append([name, dropped, *(int(split[key]) for key in keys)])
     header = ("split", "dropped", "rows", "kept", "cut short", "examples", "tokens", "learned")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _view(view: View, *, tokens: bool) -> Iterable[str]:
     part = f", {view.part}" if view.part else ""
     times = f", {view.times:g} times an epoch" if view.times != 1 else ""
-    yield f"<h3>{_safe(f'{view.file}:{view.row}{part}{times}')}</h3>"
+    yield f"<h3>{safe(f'{view.file}:{view.row}{part}{times}')}</h3>"
     if view.dropped is not None:
         yield f"<p>{_remark(f'not trained on: dropped ({view.dropped})')}</p>"
     names = ("The model reads",) if view.writes is None else ("The encoder reads", "The decoder writes")
@@ -106,18 +87,18 @@ def _view(view: View, *, tokens: bool) -> Iterable[str]:
     if view.value is not None:
         yield f"<p>Value: {view.value:g}</p>"
     if view.labels is not None:
-        yield _table(("label", "name"), view.labels)
+        yield table(("label", "name"), view.labels)
     if view.words is not None:
         cells = [("?" if w.word is None else w.word, w.label, w.label_id, w.token) for w in view.words]
-        yield _table(("word", "label", "id", "on token"), cells)
+        yield table(("word", "label", "id", "on token"), cells)
     elif any(token.label is not None for token in view.reads.tokens):
-        yield _table(("to be guessed, in order",), ([span.target] for span in view.reads.spans))
+        yield table(("to be guessed, in order",), ([span.target] for span in view.reads.spans))
     for side in view.sides if tokens else ():
         yield _tokens(side)
 
 
 def _remark(text: str) -> str:
-    return f"<b class=r>{_safe(text)}</b>"
+    return f"<b class=r>{safe(text)}</b>"
 
 
 def _text(side: Side) -> str:
@@ -132,9 +113,9 @@ def _text(side: Side) -> str:
             events += [(token.start, 5, "<i>"), (token.end, 0, "</i>")]
     found, at = [], 0
     for place, _, tag in sorted(events, key=lambda event: event[:2]):
-        found += [_safe(side.text[at:place]), tag]
+        found += [safe(side.text[at:place]), tag]
         at = place
-    return "".join([*found, _safe(side.text[at:])])
+    return "".join([*found, safe(side.text[at:])])
 
 
 def _tokens(side: Side) -> str:
@@ -142,7 +123,7 @@ def _tokens(side: Side) -> str:
         (n, token.id, side.text[token.start : token.end], _learned(token.target, token.label))
         for n, token in enumerate(side.tokens)
     )
-    return _table(("position", "id", "token", "learned"), rows)
+    return table(("position", "id", "token", "learned"), rows)
 
 
 def _learned(target: bool, label: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -192,9 +192,9 @@ def sentences(name: str, summary: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {line}" for line in lines]
 
 
-def draw_data(data: Mapping[str, Summary], path: Path) -> None:
-    """A picture file with the histograms of every split."""
-    _figure(data).savefig(path)
+def draw_data(data: Mapping[str, Summary], target: Path | BinaryIO) -> None:
+    """A PNG with the histograms of every split."""
+    _figure(data).savefig(target, format="png")
 
 
 def data_svg(data: Mapping[str, Summary]) -> str:

@@ -29,9 +29,9 @@ BY_CONTENT = (
 """Keys whose content is compared by fingerprint, not by spelling."""
 OURS = {
     "recipe.yaml", "resolved.json", "plan.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "model",
-    "merged", "report.md", "report.json", "loss.png", "data.png", "predictions_eval.jsonl", "predictions_test.jsonl",
-    "resamples.json",
-    "tracking", "profile", ".lock", ".lock.json",
+    "merged", "report.md", "report.json", "report.html", "loss.png", "training.png", "data.png", "confusion_eval.png",
+    "confusion_test.png", "predictions_eval.jsonl", "predictions_test.jsonl", "resamples.json", "tracking", "profile",
+    ".lock", ".lock.json",
 }  # fmt: skip
 """Everything that a run writes into its folder."""
 

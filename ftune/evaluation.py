@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from ftune.label_predictions import LabelPrediction
     from ftune.objectives import Objective
 
 Tick = Callable[[int, int], None]
@@ -301,7 +302,7 @@ def text_scores(predictions: Sequence[Prediction], metrics: Sequence[str], *, in
     return texts(received, expected, wanted, intervals=intervals) if wanted and predictions else {}
 
 
-def predictions_lines(predictions: Sequence[Prediction]) -> str:
+def predictions_lines(predictions: Sequence[Prediction | LabelPrediction]) -> str:
     """One JSON object a line, for a predictions file."""
     lines = [json.dumps({**asdict(p), "exact": p.exact}, ensure_ascii=False) for p in predictions]
     return "\n".join(lines) + "\n"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from ftune import quantisation
 from ftune.data.build import Split
 from ftune.data.order import Draw
 from ftune.data.pack import Cut
-from ftune.data_report import data_profile, data_summary, draw_data
+from ftune.data_report import data_profile, data_summary
 from ftune.device import peak_memory_bytes
 from ftune.evaluation import (
     Prediction,
@@ -22,10 +23,13 @@ from ftune.evaluation import (
     text_scores,
 )
 from ftune.evidence import RESAMPLES, evidence, rows_digest
+from ftune.label_predictions import LabelPrediction, class_table, label_predictions
 from ftune.loop import training_module
 from ftune.manifest import verify
 from ftune.model import cast_weights, load_trainable
-from ftune.report import Report, draw_loss, read_metrics, to_markdown
+from ftune.report import Report
+from ftune.report_files import write_report
+from ftune.run_files import read_run
 from ftune.start import SIDECAR, record_json
 from ftune.target import Target, open_target
 
@@ -35,6 +39,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ftune.session import Run
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a target is worth on one split.
+
+    Args:
+        scores: metrics by name.
+        predictions: of a classifier for each row; of a language model where a metric needs generated text.
+        classes: what happened to each label, for JSON; empty where there are none.
+    """
+
+    scores: Scores
+    predictions: Sequence[Prediction | LabelPrediction] = ()
+    classes: dict[str, Any] = field(default_factory=dict)
 
 
 def finish(run: Run) -> Report:
@@ -49,16 +68,14 @@ def finish(run: Run) -> Report:
     target = open_target(run.folder)
     held = {"eval": run.prepared.dataset.eval, "test": run.prepared.dataset.test}
     splits = {name: split for name, split in held.items() if split is not None}
-    metrics: dict[str, Scores] = {}
-    for name, split in splits.items():
-        scores, predictions = score(run, target, split, name)
-        metrics[name] = scores
-        if predictions and run.leads:
-            run.store.write_text(f"predictions_{name}.jsonl", predictions_lines(predictions))
-    guard = {name: score(run, target, split, name)[0] for name, split in run.prepared.dataset.guard.items()}
-    report = _report(run, step, metrics, guard)
+    scored = {name: score(run, target, split, name) for name, split in splits.items()}
+    for name, found in scored.items() if run.leads else ():
+        if found.predictions:
+            run.store.write_text(f"predictions_{name}.jsonl", predictions_lines(found.predictions))
+    guard = {name: score(run, target, split, name).scores for name, split in run.prepared.dataset.guard.items()}
+    report = _report(run, step, scored, guard)
     if run.leads:
-        known = {name: evidence(scores, rows_digest(splits[name].examples)) for name, scores in metrics.items()}
+        known = {name: evidence(one.scores, rows_digest(splits[name].examples)) for name, one in scored.items()}
         run.store.write_json(RESAMPLES, known)
         _write_report(run, report)
     if run.loaded.recipe.tracking:
@@ -120,7 +137,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def score(run: Run, target: Target, split: Split, name: str) -> tuple[Scores, list[Prediction]]:
+def score(run: Run, target: Target, split: Split, name: str) -> Scored:
     """Metrics of the artefact on one split, with intervals."""
 
     def tick(done: int, total: int) -> None:
@@ -151,8 +168,8 @@ def score_target(
     chunk: int | None,
     draw: Draw | None,
     tick: Any,
-) -> tuple[Scores, list[Prediction]]:
-    """Metrics of a loaded target on an encoded split, and its predictions where a metric needs them.
+) -> Scored:
+    """Metrics and predictions of a loaded target on an encoded split.
 
     Args:
         target: what is scored.
@@ -179,8 +196,8 @@ def score_target(
         draw=draw,
         tick=tick,
     )
-    scores = forward_scores(losses, recipe.objective, target.record.labels, metrics, intervals=True)
-    predictions: list[Prediction] = []
+    labels = target.record.labels
+    scores = forward_scores(losses, recipe.objective, labels, metrics, intervals=True)
     if set(metrics) & set(recipe.objective.generation_metrics):
         predictions = predict(
             target.model,
@@ -191,11 +208,15 @@ def score_target(
             batch_size=batch_size,
             tick=tick,
         )
-        scores |= text_scores(predictions, metrics, intervals=True)
-    return scores, predictions
+        return Scored(scores | text_scores(predictions, metrics, intervals=True), predictions)
+    return Scored(
+        scores,
+        label_predictions(losses, recipe.objective, labels, split.samples),
+        class_table(losses, recipe.objective, labels),
+    )
 
 
-def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Scores]) -> Report:
+def _report(run: Run, step: int, scored: dict[str, Scored], guard: dict[str, Scores]) -> Report:
     recipe, plan, state, dataset = run.loaded.recipe, run.plan, run.state, run.prepared.dataset
     splits = {"train": dataset.train, "eval": dataset.eval, "test": dataset.test}
     return {
@@ -209,7 +230,8 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "steps": state.step,
         "model_step": step,
         "baseline": state.baseline,
-        "metrics": {name: {key: score.to_json() for key, score in scores.items()} for name, scores in metrics.items()},
+        "metrics": {name: {key: s.to_json() for key, s in found.scores.items()} for name, found in scored.items()},
+        "classes": {name: found.classes for name, found in scored.items() if found.classes},
         "guard": {
             name: {"before": state.guard_baseline.get(name, {}), "after": {k: v.to_json() for k, v in scores.items()}}
             for name, scores in guard.items()
@@ -227,7 +249,9 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "planned_memory_bytes": sum(plan.memory_bytes.values()),
         "details": recipe.learner.bound(recipe.objective).details(run.model),
         "data": {
-            name: data_summary(split) | data_profile(split, dataset.labels, recipe.objective.encoding)
+            name: data_summary(split)
+            | data_profile(split, dataset.labels, recipe.objective.encoding)
+            | {"fingerprint": split.fingerprint}
             for name, split in splits.items()
             if split is not None
         },
@@ -236,25 +260,6 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
 
 def _write_report(run: Run, report: Report) -> None:
     """`report.json` last: it marks the run as complete."""
-    draw_loss(read_metrics(run.folder / "metrics.jsonl"), run.folder / "loss.png")
-    draw_data(report["data"], run.folder / "data.png")
-    run.store.write_text("report.md", to_markdown(report, run.plan) + _details(report["details"]))
+    write_report(run.store, replace(read_run(run.folder), report=report))
     run.log("finish", finished=report["finished"])
     run.store.write_json("report.json", report)
-
-
-def _details(details: Mapping[str, Any]) -> str:
-    """What the method tells, for people: a line each, and tables."""
-    lines = ["", "## Method", ""] if details else []
-    tables = {name: rows for name, rows in details.items() if isinstance(rows, list) and isinstance(rows[0], dict)}
-    lines += [f"- {name}: {_cell(value)}" for name, value in details.items() if name not in tables]
-    for name, rows in tables.items():
-        lines += ["", f"{name}:", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-        lines += [f"| {' | '.join(map(_cell, row.values()))} |" for row in rows]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -33,6 +33,7 @@ from ftune.evaluation import Prediction, Scores, generate
 from ftune.evidence import rows_digest
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
+from ftune.label_predictions import LabelPrediction
 from ftune.load import load_recipe
 from ftune.plan import Runtime
 from ftune.prepare import loss_refusal
@@ -52,7 +53,7 @@ class Evaluation:
     rows: int
     metrics: Scores
     baseline: dict[str, float]
-    predictions: list[Prediction]
+    predictions: list[Prediction | LabelPrediction]
     seconds: float
     digest: str
     """Of the rows, see `ftune.evidence`."""
@@ -118,7 +119,7 @@ def evaluate(
     pairs = family_of(config) == "encoder_decoder"
     encoder = Encoder(data, recipe.objective, target.renderer, max_length, record.labels, pairs)
     encoded = encode_split(name, rows, encoder, samples, tick=tick, cache=cache)
-    scores, predictions = score_target(
+    found = score_target(
         target,
         encoded,
         metrics=_known_metrics(recipe, metrics),
@@ -130,8 +131,8 @@ def evaluate(
         tick=lambda done, total: tick("scoring", done, total),
     )
     seconds = time.monotonic() - started
-    digest = rows_digest(encoded.examples)
-    return Evaluation(str(path), shown, len(rows), scores, _baseline(path, shown), predictions, seconds, digest)
+    digest, baseline = rows_digest(encoded.examples), _baseline(path, shown)
+    return Evaluation(str(path), shown, len(rows), found.scores, baseline, [*found.predictions], seconds, digest)
 
 
 def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Record, Runtime]:

@@ -69,6 +69,10 @@ class Store:
         """Replace the file `name` as a whole; returns its path."""
         return self._replace_file(self._target(name), utf8(text))
 
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Replace the file `name`, such as a picture, as a whole; returns its path."""
+        return self._replace_file(self._target(name), data)
+
     def write_json(self, name: str, value: Any) -> Path:
         """Replace the JSON file `name` as a whole; returns its path. NaN and infinities are a ValueError."""
         return self._replace_file(self._target(name), json_bytes(value))

@@ -119,8 +119,7 @@ def train(loaded: Loaded, listener: Listener | None = None, stop: StopFlag | Non
     from ftune.run import train as train_for_real
 
     with ExitStack() as patches:
-        patches.enter_context(mock.patch("ftune.finish.draw_loss"))
-        patches.enter_context(mock.patch("ftune.finish.draw_data"))
+        patches.enter_context(mock.patch("ftune.report_files.pictures", return_value={}))
         patches.enter_context(mock.patch("ftune.store._fsync"))
         return train_for_real(loaded, listener=listener or Listener(), stop=stop or StopFlag(), **options)
 

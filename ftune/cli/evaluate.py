@@ -38,7 +38,8 @@ def eval_cli(
     max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="Score at most this many rows.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at a time; never changes results.")] = 8,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Write generated answers to this JSONL file.")
+        Path | None,
+        typer.Option("--predictions", help="Write generated answers or predicted labels to this JSONL file."),
     ] = None,
     resamples: Annotated[
         Path | None,

@@ -134,7 +134,7 @@ def card(report: Mapping[str, Any], folder: Path) -> Table:
     share = report["trainable_parameters"] / report["total_parameters"]
     table.add_row("learned", f"{report['trainable_parameters']:,} parameters ({share:.2%})")
     table.add_row("artefact", f"{shown}/model (step {report['model_step']})")
-    table.add_row("report", f"{shown}/report.md, {shown}/loss.png")
+    table.add_row("report", f"{shown}/report.md, {shown}/report.html")
     table.add_row("next", f"ftune eval {shown}")
     if report["writes"]:
         table.add_row("", f"ftune generate {shown} --prompt '...'")

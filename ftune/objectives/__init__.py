@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ftune.data.encode import Example
     from ftune.data.order import Draw
     from ftune.metrics import Score
+    from ftune.objectives._answers import Answer
 
     Batch = dict[str, torch.Tensor]
 
@@ -158,6 +159,18 @@ class Objective(BaseModel):
         intervals: bool,
     ) -> dict[str, Score]:
         """Metrics beside the loss from the `outputs` of `scored`, one array for each example."""
+        return {}
+
+    def answers(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> list[Answer]:
+        """What the head said of each example, from the same `outputs`; none where there is no head."""
+        return []
+
+    def class_table(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> dict[str, Any]:
+        """What happened to each label, for JSON: `classes` and perhaps `confusion`, as in `ftune.metrics.labels`."""
         return {}
 
 

@@ -8,7 +8,7 @@ Tensors: B rows, T positions, K outputs of the head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ftune.data.encode import Example
     from ftune.metrics import Score
     from ftune.objectives import Batch
+    from ftune.objectives._answers import Answer
 
 Weight = Annotated[float, Field(gt=0)]
 _HEADS = {
@@ -31,6 +32,8 @@ _HEADS = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+CONFUSION_CLASSES = 200
+"""Classes up to which a report has the confusion matrix."""
 _FORMATS = {"single_label": "classification", "multi_label": "multi_label", "regression": "regression"}
 
 
@@ -162,18 +165,48 @@ class SequenceClassification(Objective):
         intervals: bool,
     ) -> dict[str, Score]:
         """Metrics of the problem."""
-        import numpy as np
-
         from ftune.metrics.labels import multi_label, single_label
         from ftune.metrics.regression import regression
 
-        scores = np.stack(outputs)
-        gold = np.stack([example.labels for example in examples if example.labels is not None])
+        scores, gold = _stacked(outputs, examples)
         if self.problem == "single_label":
             return single_label(scores, gold[:, 0], metrics, intervals=intervals)
         if self.problem == "multi_label":
             return multi_label(scores, gold, metrics, intervals=intervals)
         return regression(scores[:, 0], gold[:, 0], metrics, intervals=intervals)
+
+    def answers(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> list[Answer]:
+        """One label, several, or a number for each row."""
+        from ftune.objectives import _answers
+
+        scores, gold = _stacked(outputs, examples)
+        if self.problem == "single_label":
+            return _answers.one_label(scores, gold[:, 0], labels)
+        if self.problem == "multi_label":
+            return _answers.several_labels(scores, gold, labels)
+        return _answers.numbers(scores[:, 0], gold[:, 0])
+
+    def class_table(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> dict[str, Any]:
+        """Counts of each label; which was taken for which, where there are not too many."""
+        from ftune.metrics.labels import multi_label_table, single_label_table
+
+        scores, gold = _stacked(outputs, examples)
+        if self.problem == "single_label":
+            table = single_label_table(scores, gold[:, 0], labels)
+            return table if len(labels) <= CONFUSION_CLASSES else {"classes": table["classes"]}
+        return multi_label_table(scores, gold, labels) if self.problem == "multi_label" else {}
+
+
+def _stacked(outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """What the head said, [N, K], and what was expected, [N, 1] or [N, K]."""
+    import numpy as np
+
+    gold = [example.labels for example in examples if example.labels is not None]
+    return np.stack(outputs), np.stack(gold)
 
 
 OBJECTIVE = SequenceClassification

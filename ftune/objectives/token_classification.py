@@ -6,7 +6,7 @@ Tensors: B rows, T positions, K labels, N targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ftune.cross_entropy import sums_of_rows
 from ftune.metrics import names_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ftune.data.encode import Example
     from ftune.metrics import Score
     from ftune.objectives import Batch
+    from ftune.objectives._answers import Answer
 
 
 class TokenClassification(Objective):
@@ -111,9 +112,32 @@ class TokenClassification(Objective):
 
         if not_bio(labels):
             metrics = [name for name in metrics if not name.startswith("span_")]
-        predicted = [[labels[i] for i in row[row >= 0]] for row in outputs]
-        gold = [[labels[i] for i in e.labels[e.is_target]] for e in examples if e.labels is not None]
-        return spans(predicted, gold, metrics, intervals=intervals)
+        return spans(*_named(outputs, examples, labels), metrics, intervals=intervals)
+
+    def answers(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> list[Answer]:
+        """The label of each word that has a token of its own."""
+        from ftune.objectives._answers import word_labels
+
+        return word_labels(*_named(outputs, examples, labels))
+
+    def class_table(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> dict[str, Any]:
+        """Counts of the spans of each type; nothing for labels that are no BIO tags."""
+        from ftune.metrics.spans import not_bio, span_table
+
+        return {} if not_bio(labels) else span_table(*_named(outputs, examples, labels))
+
+
+def _named(
+    outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Predicted and true labels of the words of each row."""
+    predicted = [[labels[i] for i in row[row >= 0]] for row in outputs]
+    gold = [[labels[i] for i in e.labels[e.is_target]] for e in examples if e.labels is not None]
+    return predicted, gold
 
 
 OBJECTIVE = TokenClassification

@@ -40,7 +40,7 @@ def test_whole_job(straight: Path) -> None:
     assert "DAMAGED" not in ftune("verify", run, cwd=straight).stdout
     assert {p.name for p in run.iterdir()} >= {
         "recipe.yaml", "resolved.json", "plan.json", "run.json", "metrics.jsonl", "checkpoints", "model", "report.md",
-        "report.json", "loss.png", "data.png",
+        "report.json", "report.html", "loss.png", "training.png", "data.png",
     }  # fmt: skip
 
 
