@@ -49,6 +49,7 @@ def compare_cli(
     quiet_libraries()
     from ftune.cli.progress import Screen
     from ftune.compare.comparing import compare
+    from ftune.compare.page import comparison_page
     from ftune.compare.table import as_table, draw, to_json, to_markdown
     from ftune.locking import lock
     from ftune.store import Store
@@ -58,6 +59,7 @@ def compare_cli(
         found, store = to_json(comparison), Store(asked.folder)
         draw(comparison, asked.folder / "compare.png")
         store.write_text("compare.md", to_markdown(comparison))
+        store.write_text("compare.html", comparison_page(found))
         store.write_json("compare.json", found)
     if json:
         print_json(found)
@@ -77,7 +79,7 @@ def compare_cli(
         if row["value"] is None:
             console.print(f"{row['name']}: {row['about']}", markup=False)
     console.print(found["recommendation"] or "No row has a figure.", markup=False)
-    console.print(f"{asked.folder}/compare.md, compare.json, compare.png", markup=False)
+    console.print(f"{asked.folder}/compare.html, compare.md, compare.json, compare.png", markup=False)
 
 
 def _asked(

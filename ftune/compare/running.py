@@ -19,7 +19,7 @@ from typing import Any
 from ftune import drift
 from ftune.compare.trials import Trial
 from ftune.errors import Interrupted, LockedError
-from ftune.report import read_metrics, read_report
+from ftune.report import read_report
 from ftune.signals import StopFlag
 
 Tick = Callable[[str, int, int], None]
@@ -127,7 +127,6 @@ def cost_of(trial: Trial) -> dict[str, Any]:
     folder = trial.loaded.output_dir
     report = read_report(folder)
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    steps = [event for event in read_metrics(folder / "metrics.jsonl") if event["event"] == "step"]
     return {
         "trainable_parameters": report["trainable_parameters"],
         "total_parameters": report["total_parameters"],
@@ -140,7 +139,7 @@ def cost_of(trial: Trial) -> dict[str, Any]:
         "artefact_bytes": sum(file.stat().st_size for file in (folder / "model").rglob("*") if file.is_file()),
         "learning_rate": plan["learning_rate"]["value"],
         "learning_rate_source": plan["learning_rate"]["source"],
-        "rows_seen": sum(event["rows"] for event in steps),
+        "rows_seen": report["rows_seen"],
         "guard": report["guard"],
         "finished": report["finished"],
     }

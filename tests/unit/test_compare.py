@@ -14,6 +14,7 @@ from scipy import stats
 from ftune.compare.baselines import baselines
 from ftune.compare.comparing import Asked, Comparison, Row, choose_metric, choose_split
 from ftune.compare.differences import Measured, difference, holm
+from ftune.compare.page import comparison_page
 from ftune.compare.table import COLUMNS, cells, draw, to_json, to_markdown
 from ftune.compare.trials import check_names, parse_grid, settings_of, trials_of
 from ftune.compare.verdict import System, judge
@@ -300,6 +301,9 @@ def test_the_table_shows_all_of_it(tmp_path: Path) -> None:
     assert shown["minutes"] == "1.00" and shown["peak memory"] == "1 MiB" and shown["each seed"].count(",") == 2
     text = to_markdown(made)
     assert "exit code 9: out of \\| memory" in text and found["recommendation"] in text and "a remark" in text
+    page = comparison_page(found)
+    assert found["recommendation"].replace("'", "&#x27;") in page and "out of | memory" in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "") and page.count("<svg") == 5
     draw(made, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 

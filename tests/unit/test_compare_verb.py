@@ -44,7 +44,9 @@ def test_a_comparison_and_the_same_again(asked: Path) -> None:
     assert list(rows["lora"]["seeds"]) == ["0", "1"] and rows["lora"]["steps"] == 3
     assert rows["majority"]["value"] == pytest.approx(2 / 3) and found["recommended"] is None
     out = Path("out")
-    assert {"compare.md", "compare.json", "compare.png", "trials", "logs"} <= {p.name for p in out.iterdir()}
+    assert {"compare.html", "compare.md", "compare.json", "compare.png", "trials", "logs"} <= {
+        p.name for p in out.iterdir()
+    }
     report = json.loads((out / "trials" / "lora_seed=1" / "report.json").read_text())
     assert rows["lora"]["seeds"]["1"] == report["metrics"]["test"]["exact_match"]["value"]
     written = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*") if path.is_file()}
