@@ -111,15 +111,15 @@ def test_predictions_are_one_json_object_a_line() -> None:
     assert "é" in text
 
 
-def lively(tmp_path: Path, family: str) -> Any:
+def lively(tmp_path: Path, family: str, **sections: Any) -> Any:
     """The builtin model, its logits spread out so that no two tokens are near to equal."""
     import torch
 
-    model = start_model(recipe(tmp_path, model=f"builtin:tiny-{family}"))
+    model = start_model(recipe(tmp_path, model=f"builtin:tiny-{family}", **sections))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(2)
+                parameter.mul_(8 if family == "bart" else 2)
     return model
 
 
@@ -166,6 +166,26 @@ def test_generation_in_batches_equals_one_by_one(tmp_path: Path, family: str) ->
     assert len(set(expected)) > 4
     assert model.training and torch.equal(torch.random.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_answers_of_encoder_decoders_in_batches_equal_one_by_one(tmp_path: Path, family: str) -> None:
+    """Pads behind a prompt must not be seen."""
+    import torch
+
+    model = lively(tmp_path, family, objective="seq2seq_lm")
+    renderer, start = plain_renderer(), int(model.config.decoder_start_token_id)
+    expected = []
+    for prompt in PROMPTS:
+        read, written = torch.tensor([renderer.encoder_ids(prompt)]), [start]
+        while len(written) <= 12 and written[-1] != EOS:
+            with torch.no_grad():
+                logits = model(input_ids=read, decoder_input_ids=torch.tensor([written]), use_cache=False).logits
+            written.append(int(logits[0, -1].argmax()))
+        expected.append(text_of([i for i in written[1:] if i != EOS]))
+    for batch_size in (1, 3, 8):
+        assert answers_of(model, PROMPTS, batch_size=batch_size) == expected
+    assert len(set(expected)) >= 3
 
 
 @pytest.mark.parametrize(
