@@ -48,6 +48,7 @@ LAYERS = [
     {"model", "loss_trial"},
     {"start"},
     {"ahead"},
+    {"prefix_cache"},
     {"loop", "evaluation", "features"},
     {"target", "listener", "locking"},
     {"data_report"},
