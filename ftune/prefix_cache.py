@@ -12,7 +12,8 @@ Tensors: B rows, S cached slots, L new tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,6 @@ from ftune.data.encode import Example
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ class PrefixCache:
 
     Args:
         model: on its device, in evaluation mode.
-        accelerator: says in which precision to compute.
+        autocast: the context that the model runs in.
         pad_id: id that fills short rows; masked by length.
         batch_size: rows of a forward; never changes results.
     """
 
     model: torch.nn.Module
-    accelerator: Accelerator
+    autocast: Callable[[], AbstractContextManager[Any]]
     pad_id: int
     batch_size: int
-    _kept: Prefix | None = None
+    _kept: Prefix | None = field(default=None, init=False)
 
     def prefix(self, ids: Sequence[int]) -> Prefix | None:
         """Read `ids` [S], or take them from the last call; None where the model's cache cannot be continued."""
@@ -164,7 +164,7 @@ class PrefixCache:
         whole = mask if seen is None else torch.cat([seen.mask, mask], dim=1)  # [B, S + L]
         positions = (whole.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         cached = {} if seen is None else {"past_key_values": seen.cache}
-        with torch.no_grad(), uncompiled(), self.accelerator.autocast():
+        with torch.no_grad(), uncompiled(), self.autocast():
             output = self.model(input_ids=ids, attention_mask=whole, position_ids=positions, use_cache=True, **cached)
         return output.logits, _Seen(output.get("past_key_values"), whole)
 

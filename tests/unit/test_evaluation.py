@@ -16,19 +16,11 @@ from ftune.data.read import Row
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample, to_sample
 from ftune.errors import RecipeError
-from ftune.evaluation import (
-    Prediction,
-    RowLosses,
-    generate,
-    likelihood_scores,
-    mean_loss,
-    predict,
-    predictions_lines,
-    text_scores,
-)
+from ftune.evaluation import RowLosses, likelihood_scores, mean_loss
+from ftune.generation import Prediction, generate, predict, predictions_lines, text_scores
 from ftune.metrics import Score
 from ftune.recipe import Data
-from ftune.scoring import _chosen_split, evaluate
+from ftune.scoring import chosen_split, evaluate
 
 EOS = 258
 METRICS = ("loss", "perplexity", "bits_per_byte")
@@ -222,7 +214,7 @@ def test_generation_stops_at_the_terminator_and_cuts_it_off(tmp_path: Path) -> N
 
 
 def test_an_answer_never_holds_its_prompt(shared: Shared) -> None:
-    from ftune.scoring import answer
+    from ftune.answering import answer
 
     run = trained(shared, Cell("lora", "llama", {"name": "lora", **BLOCKS["lora"]})).folder
     texts = answer(
@@ -289,8 +281,8 @@ def test_set_is_refused_where_a_recipe_is_recorded(tmp_path: Path) -> None:
 
 def test_other_rows_are_not_called_train() -> None:
     rows = Data(train="a.jsonl", eval="b.jsonl")
-    assert _chosen_split(rows, None, Path("/c.jsonl")) == (Data(train="/c.jsonl"), "train", "data")
-    assert _chosen_split(rows, None, None) == (rows, "eval", "eval")
+    assert chosen_split(rows, None, Path("/c.jsonl")) == (Data(train="/c.jsonl"), "train", "data")
+    assert chosen_split(rows, None, None) == (rows, "eval", "eval")
 
 
 def test_a_limit_that_is_asked_for_takes_the_place_of_the_recipes_and_draws_by_the_seed(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def plain(model: Any, examples: list[Example]) -> np.ndarray:
 
 
 def cached(model: Any, examples: list[Example], groups: list[int], batch_size: int = 2) -> np.ndarray | None:
-    cache = PrefixCache(model.eval(), build_accelerator(RUNTIME), PAD, batch_size)
+    cache = PrefixCache(model.eval(), build_accelerator(RUNTIME).autocast, PAD, batch_size)
     return cache.nats(examples, groups, lambda done: None)
 
 
@@ -114,7 +114,7 @@ def test_options_share_the_question(tmp_path: Path) -> None:
 def test_the_prefix_is_kept_between_calls(tmp_path: Path) -> None:
     model = start_model(recipe(tmp_path))
     examples, groups = questions("shown before " * 10)
-    cache = PrefixCache(model.eval(), build_accelerator(RUNTIME), PAD, 4)
+    cache = PrefixCache(model.eval(), build_accelerator(RUNTIME).autocast, PAD, 4)
     first = cache.nats(examples, groups, lambda done: None)
     seen = counted(model)
     again = cache.nats(examples, groups, lambda done: None)
