@@ -252,7 +252,8 @@ def _scored(
     asked: Asked,
 ) -> tuple[Scores, list[Prediction]]:
     """Every metric of `names`, and what the model answers."""
-    shown = [shown_before(s, some, scorer.renderer) for s, some in zip(rows.scored, before, strict=True)]
+    samples = rows.scored if questions is None else [one.sample for one in questions]
+    shown = [shown_before(s, some, scorer.renderer) for s, some in zip(samples, before, strict=True)]
     scores: Scores = {}
     predictions: list[Prediction] = []
     if set(names) & set(scorer.recipe.objective.forward_metrics):

@@ -94,41 +94,53 @@ def generate(
     Returns:
         The answers without prompt and terminator, in the order of `prompts`.
     """
-    import torch
-
     decodes = not model.config.is_encoder_decoder  # type: ignore[union-attr]
     encoded = [renderer.prompt_ids(p, raw=raw) if decodes else renderer.encoder_ids(p) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
     answers = [""] * len(prompts)
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
     choice = {"do_sample": False} if sampling is None else {"do_sample": True, "top_k": 0, **sampling}
+    ends = {"pad_token_id": pad_id, "eos_token_id": list(renderer.stop_ids) or None, "max_new_tokens": max_new_tokens}
+    first = () if prefix is None else prefix.ids
     try:
         for start in range(0, len(order), batch_size):
             tick(start, len(order))
             rows = order[start : start + batch_size]
-            first = () if prefix is None else prefix.ids
             ids, mask = _side_by_side([encoded[i] for i in rows], pad_id, first, left=decodes)
-            read = ids.shape[1] if decodes else 1
-            with torch.no_grad(), uncompiled(), _own_settings_aside(model):
-                output = model.generate(  # type: ignore[operator]
-                    input_ids=ids.to(device),
-                    attention_mask=mask.to(device),
-                    max_new_tokens=max_new_tokens,
-                    pad_token_id=pad_id,
-                    eos_token_id=list(renderer.stop_ids) or None,
-                    use_cache=True,
-                    past_key_values=None if prefix is None else prefix.repeated(len(rows)),
-                    stopping_criteria=None if stop is None else stop.criterion(read),
-                    **choice,
-                )
-            for row, i in enumerate(rows):
-                answer = _decoded(output[row, read:].tolist(), renderer)
+            written = _written(model, ids, mask, prefix=prefix, stop=stop, **ends, **choice)
+            for i, row in zip(rows, written, strict=True):
+                answer = _decoded(row, renderer)
                 answers[i] = answer if stop is None else stop.cut(answer)
     finally:
         model.train(training)
     return answers
+
+
+def _written(
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    prefix: Prefix | None,
+    stop: StopText | None,
+    **settings: Any,
+) -> list[list[int]]:
+    """Ids that transformers' `generate` puts after each row, or after the start of a decoder."""
+    import torch
+
+    device = next(model.parameters()).device
+    read = 1 if model.config.is_encoder_decoder else ids.shape[1]  # type: ignore[union-attr]
+    if prefix is not None:
+        settings["past_key_values"] = prefix.repeated(len(ids))
+    if stop is not None:
+        settings["stopping_criteria"] = stop.criterion(read)
+    with torch.no_grad(), uncompiled(), _own_settings_aside(model):
+        output: torch.Tensor = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=True, **settings
+        )
+    rows: list[list[int]] = output[:, read:].tolist()
+    return rows
 
 
 def _side_by_side(

@@ -96,16 +96,20 @@ class PrefixCache:
             tick: called with the number of examples done; may raise to stop.
 
         Returns:
-            None where the model's cache cannot be continued, or all examples share nothing.
+            None where the model's cache cannot be continued, or there is nothing to share.
         """
         import torch
 
-        shared = _common([example.ids for example in examples], [_limit(example) for example in examples])
-        prefix = self.prefix([int(token) for token in examples[0].ids[:shared]])
+        shared = _shared(examples, range(len(examples)))
+        parts = [list(part) for _, part in groupby(range(len(examples)), key=lambda i: groups[i])]
+        if not shared and (len(parts) == len(examples) or not all(_shared(examples, part) for part in parts)):
+            return None
+        # without a common beginning, any token tells whether the cache can be continued
+        prefix = self.prefix(examples[0].ids[: max(1, shared)].tolist())
         if prefix is None:
             return None
+        prefix = prefix if shared else None
         found = np.zeros(len(examples))
-        parts = [list(part) for _, part in groupby(range(len(examples)), key=lambda i: groups[i])]
         parts.sort(key=lambda part: -len(examples[part[0]].ids))
         done = 0
         with torch.no_grad(), uncompiled():
@@ -117,17 +121,20 @@ class PrefixCache:
         return found
 
     def _score(
-        self, prefix: Prefix, pairs: list[tuple[int, int]], examples: Sequence[Example], found: np.ndarray
+        self, prefix: Prefix | None, pairs: list[tuple[int, int]], examples: Sequence[Example], found: np.ndarray
     ) -> None:
         """Fill `found` at the examples of some groups, given as (example, group)."""
         import torch
 
-        first = len(prefix.ids)
+        first = 0 if prefix is None else len(prefix.ids)
         members = [[i for i, owner in pairs if owner == row] for row in range(1 + max(row for _, row in pairs))]
-        ends = [_common([examples[i].ids for i in part], [_limit(examples[i]) for i in part]) for part in members]
+        ends = [_shared(examples, part) for part in members]
         device = next(self.model.parameters()).device
-        seen = _Seen(prefix.repeated(len(members)), torch.ones((len(members), first), dtype=torch.int64, device=device))
-        if len(pairs) == len(members) or min(ends) == first:  # there is nothing more to share
+        seen = None
+        if prefix is not None:
+            mask = torch.ones((len(members), first), dtype=torch.int64, device=device)
+            seen = _Seen(prefix.repeated(len(members)), mask)
+        if seen is not None and (len(pairs) == len(members) or min(ends) == first):  # there is nothing more to share
             ends = [first] * len(members)
         else:
             rows = [examples[part[0]].ids[first:end] for part, end in zip(members, ends, strict=True)]
@@ -171,7 +178,12 @@ class PrefixCache:
 
 def common_length(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with, leaving each at least one of its own."""
-    return _common([np.asarray(row) for row in rows], [len(row) - 1 for row in rows]) if rows else 0
+    return _common([np.asarray(row) for row in rows], [max(0, len(row) - 1) for row in rows]) if rows else 0
+
+
+def _shared(examples: Sequence[Example], some: Sequence[int]) -> int:
+    """How many tokens some examples begin with that may be read ahead."""
+    return max(0, _common([examples[i].ids for i in some], [_limit(examples[i]) for i in some]))
 
 
 def _common(rows: Sequence[np.ndarray], limits: Sequence[int]) -> int:
@@ -180,7 +192,7 @@ def _common(rows: Sequence[np.ndarray], limits: Sequence[int]) -> int:
     low, high = min(rows, key=lambda row: row.tolist()), max(rows, key=lambda row: row.tolist())
     size = min(len(low), len(high))
     differs = np.flatnonzero(low[:size] != high[:size])
-    return max(0, min(int(differs[0]) if len(differs) else size, *limits, size))
+    return min(int(differs[0]) if len(differs) else size, *limits, size)
 
 
 def _limit(example: Example) -> int:

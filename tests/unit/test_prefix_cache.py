@@ -111,6 +111,18 @@ def test_options_share_the_question(tmp_path: Path) -> None:
     assert grouped < sum(seen) / 3
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_questions_that_share_nothing_share_with_their_options(tmp_path: Path, family: str) -> None:
+    """Nearest demonstrations are others for each row."""
+    model = start_model(recipe(tmp_path, model=f"builtin:tiny-{family}"))
+    questions = ("a first question", "the second, longer question", "x question")
+    examples = [example(question, targets=option) for question in questions for option in (" yes", " no", " yesterday")]
+    groups = [row for row in range(3) for _ in range(3)]
+    found = cached(model, examples, groups)
+    assert found is not None and np.abs(found - plain(model, examples)).max() < 1e-5
+    assert cached(model, examples, list(range(9))) is None, "nothing is shared"
+
+
 def test_the_prefix_is_kept_between_calls(tmp_path: Path) -> None:
     model = start_model(recipe(tmp_path))
     examples, groups = questions("shown before " * 10)
