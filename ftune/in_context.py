@@ -143,7 +143,15 @@ class InContext:
         return len(self.renderer.tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _prompts(self, shown: Sequence[Sample]) -> list[list[int]]:
-        return [self.renderer.prompt_ids(self.renderer.prompt(sample)) for sample in shown]
+        found, problems = [], []
+        for sample in shown:
+            try:
+                found.append(self.renderer.prompt_ids(self.renderer.prompt(sample)))
+            except ValueError as error:
+                problems.append(RowProblem(sample.row.file, sample.row.number, f"{error}."))
+        if problems:
+            raise DataError(problems=problems)
+        return found
 
     # what is said
 

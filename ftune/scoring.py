@@ -116,7 +116,7 @@ def evaluate(
         target, encoded, metrics=names, accelerator=accelerator, cut=Cut(batch_size), batch_size=batch_size,
         chunk=chunk, draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None, tick=scoring,
     )  # fmt: skip
-    if set(names) & set(OPTION_METRICS):
+    if has_choices and set(names) & set(OPTION_METRICS):
         found, chosen = score_choices(
             InContext(target, recipe, accelerator, batch_size, chunk, scoring), encoded, names
         )

@@ -59,7 +59,7 @@ LAYERS = [
     {"session"},
     {"begin", "finish", "profile_view", "in_context"},
     {"run"},
-    {"witness", "scoring", "answering", "as_language_model", "few_shot", "launch"},
+    {"witness", "scoring", "answering", "as_language_model", "few_shot", "predicting", "launch"},
     {"merging"},
     {"smoke"},
     {"cli"},
