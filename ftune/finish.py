@@ -13,16 +13,9 @@ from ftune.data.order import Draw
 from ftune.data.pack import Cut
 from ftune.data_report import data_profile, data_summary
 from ftune.device import peak_memory_bytes
-from ftune.evaluation import (
-    Prediction,
-    Scores,
-    forward_scores,
-    predict,
-    predictions_lines,
-    row_losses,
-    text_scores,
-)
+from ftune.evaluation import Scores, forward_scores, row_losses
 from ftune.evidence import RESAMPLES, evidence, rows_digest
+from ftune.generation import Prediction, predict, predictions_lines, text_scores
 from ftune.label_predictions import LabelPrediction, class_table, label_predictions
 from ftune.loop import training_module
 from ftune.manifest import verify

@@ -21,7 +21,8 @@ from ftune.data.build import Split
 from ftune.data.order import first_epoch
 from ftune.device import peak_memory_bytes
 from ftune.errors import DivergedError, Interrupted
-from ftune.evaluation import forward_scores, mean_loss, predict, row_losses, text_scores
+from ftune.evaluation import forward_scores, mean_loss, row_losses
+from ftune.generation import predict, text_scores
 from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.loop import StepResult, train_steps

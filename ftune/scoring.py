@@ -1,25 +1,22 @@
-"""`ftune eval` and `ftune generate` as plain functions: open a target, score it or let it write."""
+"""`ftune eval` as a plain function: open a target and score it."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ftune.base import family_of, limit_of
-from ftune.data.build import encode_split
+from ftune.data.build import Split, encode_split
 from ftune.data.cache import Cache, cache_root
-from ftune.data.chat import Turn
 from ftune.data.encoder import Encoder
 from ftune.data.hygiene import drawn
 from ftune.data.pack import Cut
-from ftune.data.read import Row
 from ftune.data.samples import Tick, read_samples
-from ftune.data.shape import Sample
 from ftune.decide import (
     choose_frozen_dtype,
     choose_loss_chunk,
@@ -28,13 +25,16 @@ from ftune.decide import (
     choose_threads,
 )
 from ftune.device import build_accelerator, torch_dtype
-from ftune.errors import DataError, Problem, RecipeError, suggestion
-from ftune.evaluation import Prediction, Scores, generate
+from ftune.errors import Problem, RecipeError, suggestion
+from ftune.evaluation import Scores
 from ftune.evidence import rows_digest
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
+from ftune.generation import Prediction
+from ftune.in_context import InContext, score_choices
 from ftune.label_predictions import LabelPrediction
 from ftune.load import load_recipe
+from ftune.options import OPTION_METRICS
 from ftune.plan import Runtime
 from ftune.prepare import loss_refusal
 from ftune.recipe import Data, Recipe
@@ -46,7 +46,11 @@ SplitName = Literal["train", "eval", "test"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one target on one split."""
+    """Metrics of one target on one split.
+
+    With `shots`, so many training rows stand before each row; `demonstrations` are their places, where all rows have
+    the same.
+    """
 
     target: str
     split: str
@@ -57,17 +61,21 @@ class Evaluation:
     seconds: float
     digest: str
     """Of the rows, see `ftune.evidence`."""
+    shots: int = 0
+    demonstrations: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `ftune eval --json`."""
+        shown = {"demonstrations": list(self.demonstrations)} if self.demonstrations else {}
         return {
             "target": self.target,
             "split": self.split,
             "rows": self.rows,
             "metrics": {name: score.to_json() for name, score in self.metrics.items()},
-            "shots": 0,
+            "shots": self.shots,
             "baseline": self.baseline,
             "seconds": self.seconds,
+            **shown,
         }
 
 
@@ -101,7 +109,38 @@ def evaluate(
     tick("loading", 0, 0)
     target, record, runtime = open_scorable(path, overrides)
     recipe = record.recipe
-    data, name, shown = _chosen_split(recipe.data, split, data_file)
+    encoded, shown, has_choices = _encoded(target, record, split, data_file, max_rows, tick)
+    names = known_metrics(recipe, metrics, OPTION_METRICS if has_choices else ())
+    accelerator, chunk = build_accelerator(runtime), chunk_of(target, record, runtime)
+
+    def scoring(done: int, total: int) -> None:
+        tick("scoring", done, total)
+
+    scored = score_target(
+        target, encoded, metrics=names, accelerator=accelerator, cut=Cut(batch_size), batch_size=batch_size,
+        chunk=chunk, draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None, tick=scoring,
+    )  # fmt: skip
+    scores, predictions = scored.scores, [*scored.predictions]
+    if has_choices and set(names) & set(OPTION_METRICS):
+        found, chosen = score_choices(
+            InContext(target, recipe, accelerator, batch_size, chunk, scoring), encoded, names
+        )
+        scores, predictions = scores | found, predictions or [*chosen]
+    seconds, digest, baseline = time.monotonic() - started, rows_digest(encoded.examples), baseline_of(path, shown)
+    return Evaluation(str(path), shown, len(encoded.samples), scores, baseline, predictions, seconds, digest)
+
+
+def _encoded(
+    target: Target,
+    record: Record,
+    split: SplitName | None,
+    data_file: Path | None,
+    max_rows: int | None,
+    tick: Tick,
+) -> tuple[Split, str, bool]:
+    """The rows to score, what they are called, and whether they are questions with choices for a model that writes."""
+    recipe, config = record.recipe, target.model.config
+    data, name, shown = chosen_split(recipe.data, split, data_file)
     cache = Cache(cache_root(os.environ, Path.home()))
     samples = read_samples(
         data,
@@ -114,25 +153,12 @@ def evaluate(
     )
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
     rows = drawn(rows, max_rows, recipe.data_seed)
-    config = target.model.config
     max_length, _ = choose_max_length(recipe, limit_of(config))
     pairs = family_of(config) == "encoder_decoder"
     encoder = Encoder(data, recipe.objective, target.renderer, max_length, record.labels, pairs)
     encoded = encode_split(name, rows, encoder, samples, tick=tick, cache=cache)
-    found = score_target(
-        target,
-        encoded,
-        metrics=_known_metrics(recipe, metrics),
-        accelerator=build_accelerator(runtime),
-        cut=Cut(batch_size),
-        batch_size=batch_size,
-        chunk=_chunk_of(target, record, runtime),
-        draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None,
-        tick=lambda done, total: tick("scoring", done, total),
-    )
-    seconds = time.monotonic() - started
-    digest, baseline = rows_digest(encoded.examples), _baseline(path, shown)
-    return Evaluation(str(path), shown, len(rows), found.scores, baseline, [*found.predictions], seconds, digest)
+    has_choices = bool(recipe.objective.generation_metrics) and samples.formats == ("multiple_choice",)
+    return encoded, shown, has_choices
 
 
 def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Record, Runtime]:
@@ -155,12 +181,20 @@ def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Recor
         target = open_target(path, torch_dtype(dtype), overrides)
     if target.record is None:
         raise AssertionError(f"a {kind} without a recipe")
+    return target, target.record, runtime_of(target)
+
+
+def runtime_of(target: Target) -> Runtime:
+    """Precision and threads that training on this machine would have, or had."""
+    machine = look_at_machine(Path())
+    if target.record is None:
+        raise AssertionError("a target without a recipe")
     precision = target.plan.precision if target.plan else choose_precision(target.record.recipe, machine)[0]
     threads, _ = choose_threads(machine, 1)
-    return target, target.record, Runtime(machine.device, precision, 1, threads, machine.device == "cpu")
+    return Runtime(machine.device, precision, 1, threads, machine.device == "cpu")
 
 
-def _chunk_of(target: Target, record: Record, runtime: Runtime) -> int | None:
+def chunk_of(target: Target, record: Record, runtime: Runtime) -> int | None:
     """How many targets have logits at once: as in training, or as training on this machine would have it."""
     if target.plan is not None:
         return target.plan.loss_chunk
@@ -176,7 +210,7 @@ def _record_before_loading(path: Path, kind: str, overrides: tuple[str, ...]) ->
     return read_record(path / SIDECAR)
 
 
-def _chosen_split(data: Data, split: SplitName | None, data_file: Path | None) -> tuple[Data, SplitName, str]:
+def chosen_split(data: Data, split: SplitName | None, data_file: Path | None) -> tuple[Data, SplitName, str]:
     """The part of `data` to read, which split of it to score, and what it is called.
 
     Raises:
@@ -191,95 +225,38 @@ def _chosen_split(data: Data, split: SplitName | None, data_file: Path | None) -
     return data, name, name
 
 
-def _known_metrics(recipe: Recipe, asked: Sequence[str] | None) -> tuple[str, ...]:
-    """Metrics to compute.
+def known_metrics(
+    recipe: Recipe, asked: Sequence[str] | None, of_options: Sequence[str] = (), *, others: bool = True
+) -> tuple[str, ...]:
+    """Metrics to compute: those that were asked for, or the recipe's and those of options.
+
+    Args:
+        recipe: its objective says which metrics there are.
+        asked: names; None takes the default.
+        of_options: metrics of the rows' options, where they have any.
+        others: whether the objective's own metrics are there beside them.
 
     Raises:
-        RecipeError: the objective has no such metric.
+        RecipeError: there is no such metric for these rows.
     """
     objective = recipe.objective
-    known = (*objective.forward_metrics, *objective.generation_metrics)
+    known = (*(objective.forward_metrics if others else ()), *of_options)
+    known += objective.generation_metrics if others else ()
     if asked:
         unknown = [name for name in asked if name not in known]
         if unknown:
             message = f"{unknown[0]!r} is no metric of {objective.name}.{suggestion(unknown[0], known)}"
             raise RecipeError([Problem("", message, "--metrics")])
         return tuple(asked)
-    return recipe.method.default_metrics(objective) if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
+    default = recipe.method.default_metrics(objective)
+    own = default if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
+    return (*(own if others else ()), *of_options)
 
 
-def _baseline(path: Path, split: str) -> dict[str, float]:
+def baseline_of(path: Path, split: str) -> dict[str, float]:
     """What the base model scored before training, where the run knows it."""
     report = path / "report.json"
     if split != "eval" or not report.is_file():
         return {}
     baseline: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))["baseline"]
     return baseline
-
-
-def answer(
-    path: Path,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    sampling: Mapping[str, Any] | None,
-    seed: int,
-    raw: bool,
-    overrides: tuple[str, ...],
-    tick: Tick,
-) -> list[str]:
-    """Let a target continue prompts.
-
-    Args:
-        path: any TARGET.
-        prompts: what the user says; rendered as in training.
-        max_new_tokens: longest answer.
-        sampling: temperature, top_p; None is greedy.
-        seed: of sampling.
-        raw: continue the text as it is, without a template.
-        overrides: `--set`, for a recipe.
-        tick: hears of progress; may raise to stop.
-
-    Raises:
-        RecipeError: the target was trained to label, not to write.
-    """
-    import torch
-
-    tick("loading", 0, 0)
-    target = open_target(path, overrides=overrides)
-    if target.record is not None and not target.record.recipe.objective.generation_metrics:
-        name = target.record.recipe.objective.name
-        message = (
-            f"objective {name} labels or guesses, it writes no answers. Score rows with: ftune eval {path} --data FILE"
-        )
-        raise RecipeError([Problem("", message, str(path))])
-    device = look_at_machine(Path()).device
-    target.model.to(device)
-    torch.manual_seed(seed)
-    rendered = list(prompts) if raw else [_rendered(target, prompt) for prompt in prompts]
-    return generate(
-        target.model,
-        rendered,
-        target.renderer,
-        pad_id=target.pad_id,
-        max_new_tokens=max_new_tokens,
-        batch_size=8,
-        tick=lambda done, total: tick("generating", done, total),
-        sampling=sampling,
-        raw=raw,
-    )
-
-
-def _rendered(target: Target, prompt: str) -> str:
-    """One user turn, through the template of training. A prompt template sees the text in every column it names."""
-    row = Row("--prompt", 1, {})
-    fields = dict.fromkeys(("prompt", "instruction", "text", "question", "source"), prompt) | {
-        "input": "",
-        "system": "",
-    }
-    if target.record is not None:
-        fields |= dict.fromkeys(set(target.record.recipe.data.columns.values()), prompt)
-    try:
-        return target.renderer.prompt(Sample(row, turns=(Turn("user", prompt),), fields=fields))
-    except ValueError as error:
-        raise DataError(f"--prompt: {error}.") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ftune import builtin
+from ftune.answering import answer
 from ftune.base import Base, find_base, load_config, load_tokenizer
 from ftune.errors import MachineError
 from ftune.listener import Listener
@@ -24,7 +25,7 @@ from ftune.objectives import Head
 from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources
 from ftune.run import train
-from ftune.scoring import SplitName, answer, evaluate
+from ftune.scoring import SplitName, evaluate
 from ftune.shrink import shrunken
 from ftune.signals import StopFlag
 

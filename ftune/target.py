@@ -95,7 +95,7 @@ def open_target(path: Path, dtype: torch.dtype | None = None, overrides: tuple[s
         message = f"has no effect on a {kind}, whose recipe is recorded. Name the recipe instead, or leave it out."
         raise RecipeError([Problem("", message, "--set")])
     if kind == "recipe":
-        return _open_recipe(path, load_recipe(path, overrides), dtype)
+        return open_recipe(path, load_recipe(path, overrides), dtype)
     if kind == "run":
         if not (path / "model").is_dir():
             raise ArtifactError(f"{path}: the run is not finished. Go on with the command that started it.")
@@ -116,7 +116,8 @@ def _open_plain(path: Path, dtype: torch.dtype | None) -> Target:
     return _assembled(path, "model", model, load_tokenizer(base), None, None)
 
 
-def _open_recipe(path: Path, loaded: Loaded, dtype: torch.dtype | None) -> Target:
+def open_recipe(path: Path, loaded: Loaded, dtype: torch.dtype | None) -> Target:
+    """The base model of a recipe, ending in the head of its objective; `dtype` None is fp32."""
     import torch
 
     recipe = loaded.recipe

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ftune.cli import cache, compare, data, evaluate, inspect, merge, recipes, report, train
+from ftune.cli import cache, compare, data, evaluate, inspect, merge, predict, recipes, report, train
 
 app = typer.Typer(
     name="ftune",
@@ -38,6 +38,7 @@ def _main(
 
 app.command("train")(train.train_cli)
 app.command("eval")(evaluate.eval_cli)
+app.command("predict")(predict.predict_cli)
 app.command("compare")(compare.compare_cli)
 app.command("generate")(evaluate.generate_cli)
 app.command("merge")(merge.merge_cli)

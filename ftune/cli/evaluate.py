@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from json import dumps, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,6 +46,22 @@ def eval_cli(
         Path | None,
         typer.Option("--resamples", help="Write each metric on 1000 resamples of the rows, for paired tests (JSON)."),
     ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option("--shots", help="Training rows shown before each row, such as 4, or 0,1,4: each is scored."),
+    ] = None,
+    demonstrations: Annotated[
+        str | None, typer.Option("--demonstrations", help="How they are chosen: random (default), balanced or nearest.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Subtract what the model says of options without content.")
+    ] = False,
+    template: Annotated[
+        str | None, typer.Option("--template", help="Template of prompts (Jinja), in place of the recipe's.")
+    ] = None,
+    options: Annotated[
+        str | None, typer.Option("--options", help="What is scored of choices: letters or texts; default: as prompted.")
+    ] = None,
     set: Set = None,  # noqa: A002 - the option's name
     json: Json = False,
     quiet: Quiet = False,
@@ -52,37 +69,98 @@ def eval_cli(
     offline: Offline = False,
 ) -> None:
     """Score a target on held-out rows."""
-    from ftune.errors import Problem, RecipeError
-
     stop = begin(offline=offline, verbose=verbose)
-    if split not in (None, "train", "eval", "test"):
-        raise RecipeError([Problem("", f"expected train, eval or test, received {split!r}.", "--split")])
+    numbers = _checked(split, shots, demonstrations, options)
     quiet_libraries()
+    from ftune.as_language_model import Asked
     from ftune.cli.progress import Screen
-    from ftune.evaluation import predictions_lines
     from ftune.evidence import evidence
+    from ftune.few_shot import evaluate_shots
     from ftune.scoring import evaluate
     from ftune.store import Store
 
     with Screen(stop, quiet=quiet) as screen:
-        result = evaluate(
-            target,
-            split=split,  # type: ignore[arg-type]
-            data_file=data,
-            metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
-            max_rows=max_rows,
-            batch_size=batch_size,
-            overrides=tuple(set or ()),
-            tick=screen.tick,
-        )
+        how: dict[str, Any] = {
+            "split": split,
+            "data_file": data,
+            "metrics": None if metrics is None else [name.strip() for name in metrics.split(",")],
+            "max_rows": max_rows,
+            "batch_size": batch_size,
+            "overrides": tuple(set or ()),
+            "tick": screen.tick,
+        }
+        if shots is None and not calibrate and template is None and options is None:
+            results = [evaluate(target, **how)]
+        else:
+            asked = Asked(numbers, demonstrations or "random", calibrate, template, options)  # type: ignore[arg-type]
+            results = evaluate_shots(target, asked, **how)
     if predictions is not None:
-        Store(predictions.absolute().parent).write_text(predictions.name, predictions_lines(result.predictions))
+        Store(predictions.absolute().parent).write_text(predictions.name, _lines(results))
     if resamples is not None:
-        Store(resamples.absolute().parent).write_json(resamples.name, evidence(result.metrics, result.digest))
+        found = evidence(results[0].metrics, results[0].digest)
+        Store(resamples.absolute().parent).write_json(resamples.name, found)
     if json:
-        print_json(result.to_json())
+        print_json(_json(results))
+    elif len(results) == 1:
+        _print(results[0])
     else:
-        _print(result)
+        _print_side_by_side(results)
+
+
+def _checked(split: str | None, shots: str | None, demonstrations: str | None, options: str | None) -> tuple[int, ...]:
+    """The numbers of shots.
+
+    Raises:
+        RecipeError: names everything on the command line that is not what it should be.
+    """
+    from ftune.errors import Problem, RecipeError
+
+    problems = []
+    known = {
+        "--split": (split, ("train", "eval", "test")),
+        "--demonstrations": (demonstrations, ("random", "balanced", "nearest")),
+        "--options": (options, ("letters", "texts")),
+    }
+    for name, (value, words) in known.items():
+        if value is not None and value not in words:
+            message = f"expected {', '.join(words[:-1])} or {words[-1]}, received {value!r}."
+            problems.append(Problem("", message, name))
+    parts = [part.strip() for part in (shots or "0").split(",")]
+    good = all(part.isascii() and part.isdecimal() for part in parts)
+    if not good or len({*map(int, parts)}) < len(parts):
+        message = f"expected numbers from 0 with commas between them, each once, such as 0,1,4; received {shots!r}."
+        problems.append(Problem("", message, "--shots"))
+    elif demonstrations is not None and not max(map(int, parts)):
+        message = "has no effect without demonstrations. Add --shots, such as --shots 4."
+        problems.append(Problem("", message, "--demonstrations"))
+    if problems:
+        raise RecipeError(problems)
+    return tuple(map(int, parts))
+
+
+def _lines(results: list[Evaluation]) -> str:
+    """Predictions as JSON lines, each with its number of shots where there are several."""
+    from ftune.generation import predictions_lines
+
+    if len(results) == 1:
+        return predictions_lines(results[0].predictions)
+    lines = [
+        {**loads(line), "shots": one.shots}
+        for one in results
+        for line in predictions_lines(one.predictions).splitlines()
+        if line
+    ]
+    return "".join(f"{dumps(line, ensure_ascii=False)}\n" for line in lines)
+
+
+def _json(results: list[Evaluation]) -> dict[str, Any]:
+    """The contract: of several numbers of shots the first one's keys, with a list of all beside them."""
+    first = results[0].to_json()
+    if len(results) == 1:
+        return first
+    own = ("shots", "metrics", "seconds", "demonstrations")
+    each = [{key: value for key, value in one.to_json().items() if key in own} for one in results]
+    return {**first, "results": each}
 
 
 def _print(result: Evaluation) -> None:
@@ -97,6 +175,25 @@ def _print(result: Evaluation) -> None:
         interval = "" if score.ci95 is None else f"{score.ci95[0]:.4f} to {score.ci95[1]:.4f}"
         before = result.baseline.get(name)
         table.add_row(name, f"{score.value:.4f}", interval, "" if before is None else f"{before:.4f}")
+    Console(highlight=False).print(table)
+
+
+def _print_side_by_side(results: list[Evaluation]) -> None:
+    """A column for each number of shots."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = results[0]
+    table = Table(title=f"{first.target}: {first.rows} {first.split} rows")
+    table.add_column("metric")
+    for one in results:
+        table.add_column(f"{one.shots} shot{'' if one.shots == 1 else 's'}", justify="right")
+    for name in first.metrics:
+        cells = []
+        for score in (one.metrics.get(name) for one in results):
+            interval = "" if score is None or score.ci95 is None else f"\n{score.ci95[0]:.4f} to {score.ci95[1]:.4f}"
+            cells.append("" if score is None else f"{score.value:.4f}{interval}")
+        table.add_row(name, *cells)
     Console(highlight=False).print(table)
 
 
@@ -127,8 +224,8 @@ def generate_cli(
     if not prompts:
         raise RecipeError([Problem("", "expected some text, on the command line or on stdin.", "--prompt")])
     quiet_libraries()
+    from ftune.answering import answer
     from ftune.cli.progress import Screen
-    from ftune.scoring import answer
 
     with Screen(stop, quiet=quiet) as screen:
         answers = answer(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftune.compare.table import COLUMNS, cells
 from ftune.page import document, folded, heading, items, paragraph, table
 from ftune.page_plots import Interval, bars, intervals
 
-COSTS = (
+COSTS: tuple[tuple[str, str, Callable[[float], tuple[float, str]]], ...] = (
     ("Minutes of training", "train_seconds", lambda value: (value / 60, f"{value / 60:.2f} min")),
     ("Peak memory", "peak_memory_bytes", lambda value: (value, f"{value / 2**20:,.0f} MiB")),
     ("Size of the result", "artefact_bytes", lambda value: (value, f"{value / 2**20:,.2f} MiB")),

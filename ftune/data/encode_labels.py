@@ -139,6 +139,13 @@ def _owners(sample: Sample, encoding: Encoding, align: Align) -> np.ndarray:
     return owner
 
 
+def word_owners(renderer: Renderer, sample: Sample, align: Align) -> list[int]:
+    """Numbers of the words that have a token with their label, in order; a word of nothing visible has none."""
+    with core_of(renderer.tokenizer, special=False) as core:
+        encoding = core.encode(" ".join(sample.words), add_special_tokens=False)
+    return [int(word) for word in _owners(sample, encoding, align) if word >= 0]
+
+
 def _around(how: Labelling) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Special ids before and after a text."""
     front, back = how.renderer.around

@@ -90,7 +90,7 @@ class Renderer:
         if answer.tool_calls and not answer.spelled:
             raise ValueError("calls tools, and there is no chat template with a form for that. Set data.template")
         text = prompt + answer.content
-        start = 0 if train_on == "all" else len(prompt)
+        start = len(sample.before) if train_on == "all" else len(prompt)
         stop = len(text) if answer.weight else len(prompt)
         notes = (_NO_TOOLS,) if sample.tools and "tools" not in sample.shown else ()
         spans = ((start, stop),) if start < stop else ()
@@ -147,8 +147,8 @@ class Renderer:
         if any(turn.role == "assistant" for turn in before):
             raise ValueError("several turns need a chat template: the tokenizer has none. Set data.template")
         if self.template is not None:
-            return _run(self.template, sample.fields or {})
-        return "\n\n".join(turn.content for turn in before)
+            return sample.before + _run(self.template, sample.fields or {})
+        return sample.before + "\n\n".join(turn.content for turn in before)
 
     def prompt_ids(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Token ids of a rendered prompt, as training saw them; with `raw`, of a text that no template rendered."""

@@ -57,6 +57,7 @@ class Sample:
         fields: the row's values under our names, for templates.
         shown: those of them that the template shows.
         tools: that a conversation may call, as JSON; or nothing.
+        before: rendered text before the prompt that is never scored: demonstrations. Chats have turns instead.
     """
 
     row: Row
@@ -71,6 +72,7 @@ class Sample:
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
     tools: str = ""
+    before: str = ""
 
     @property
     def group(self) -> str:

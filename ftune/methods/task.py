@@ -31,7 +31,8 @@ class Task(Preset):
 
     def default_metrics(self, objective: Objective) -> tuple[str, ...]:
         """Of the answers too, where the task is to write."""
-        return (*objective.forward_metrics, *objective.generation_metrics)
+        written = [name for name in objective.generation_metrics if name != "numeric_match"]  # few answers are numbers
+        return (*objective.forward_metrics, *written)
 
 
 METHOD = Task

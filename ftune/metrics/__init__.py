@@ -2,8 +2,8 @@
 
 This file is cold: it imports the standard library only, so that `ftune check` can look names up. The numbers are made
 by the files beside it: `labels` (classes, several labels, a number), `spans` (labels of tokens), `texts` (generated
-text), and `bootstrap` (intervals). Each takes plain arrays and lists and returns a `Score` by name.
-docs/metrics.md gives every formula.
+text), `options` (likelihoods of options), and `bootstrap` (intervals). Each takes plain arrays and lists and returns a
+`Score` by name. docs/metrics.md gives every formula.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["likelihood", "single_label", "multi_label", "regression", "token_labels", "text"]
-"""What is compared: a likelihood, one class of many, several labels at once, a number, labels of tokens, or text."""
+Kind = Literal["likelihood", "single_label", "multi_label", "regression", "token_labels", "text", "options"]
+"""What is compared: a likelihood, one class of many, several labels at once, a number, labels of tokens, text, or the
+likelihoods of options."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "loss": Metric("lower", ("likelihood",)),
         "perplexity": Metric("lower", ("likelihood",)),
         "bits_per_byte": Metric("lower", ("likelihood",)),
-        "accuracy": Metric("higher", ("single_label",)),
+        "accuracy": Metric("higher", ("single_label", "options")),
+        "accuracy_norm": Metric("higher", ("options",)),
         "macro_f1": Metric("higher", ("single_label", "multi_label")),
         "weighted_f1": Metric("higher", ("single_label",)),
         "mcc": Metric("higher", ("single_label",)),
@@ -64,6 +66,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "span_recall": Metric("higher", ("token_labels",)),
         "token_accuracy": Metric("higher", ("token_labels",)),
         "exact_match": Metric("higher", ("text",)),
+        "numeric_match": Metric("higher", ("text",)),
         "token_f1": Metric("higher", ("text",)),
         "bleu": Metric("higher", ("text",)),
         "chrf": Metric("higher", ("text",)),

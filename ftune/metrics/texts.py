@@ -1,8 +1,8 @@
 """Scores of generated text against one or several references a row.
 
-`exact_match`, `token_f1` and ROUGE are means over rows, from 0 to 1. BLEU and chrF are scores of the whole set, from 0
-to 100, as they are published. With several references, BLEU and chrF use them in the way of sacrebleu, and the others
-take the best. An empty answer scores 0.
+`exact_match`, `numeric_match`, `token_f1` and ROUGE are means over rows, from 0 to 1. BLEU and chrF are scores of the
+whole set, from 0 to 100, as they are published. With several references, BLEU and chrF use them in the way of
+sacrebleu, and the others take the best. An empty answer scores 0.
 
 Arrays: N rows, R resamples.
 """
@@ -13,6 +13,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from importlib.metadata import version
 from itertools import zip_longest
 
@@ -24,6 +25,8 @@ from ftune.metrics.bootstrap import bootstrap, divide
 References = Sequence[str] | Sequence[Sequence[str]]
 """One text a row, or one or more texts a row."""
 ROUGE = ("rouge1", "rouge2", "rougeL")
+NUMBER = re.compile(r"[-−]?[$€£¥]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-−]?[$€£¥]?\.\d+")
+"""A decimal number, perhaps with commas between thousands and a currency sign after its own."""
 CHRF_ORDER, CHRF_BETA = 6, 2
 """Longest n-gram of characters and weight of recall: the defaults of sacrebleu."""
 
@@ -31,7 +34,7 @@ CHRF_ORDER, CHRF_BETA = 6, 2
 def texts(
     predicted: Sequence[str], references: References, metrics: Sequence[str], *, intervals: bool
 ) -> dict[str, Score]:
-    """Those of exact_match, token_f1, bleu, chrf, rouge1, rouge2 and rougeL that `metrics` names.
+    """Those of exact_match, numeric_match, token_f1, bleu, chrf, rouge1, rouge2 and rougeL that `metrics` names.
 
     BLEU (Papineni et al. 2002) and chrF2 (Popović 2015) are sacrebleu's with its default settings; ROUGE (Lin 2004) is
     the F-measure of rouge_score without stemming. rouge_score sees the letters a to z and digits only.
@@ -85,6 +88,34 @@ def is_exact(predicted: str, references: Sequence[str]) -> bool:
     return bool(answer) and any(answer == reference.strip() for reference in references)
 
 
+def numeric_match(predicted: str, references: Sequence[str]) -> bool:
+    """Whether the number an answer ends in equals that of a reference, as exact decimals; 0 where either has none.
+
+    It is the number after the last `####`, which closes the solutions of GSM8K (Cobbe et al. 2021,
+    https://arxiv.org/abs/2110.14168), or else the last number of the text.
+    """
+    answer = last_number(predicted)
+    return answer is not None and any(answer == last_number(reference) for reference in references)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The first number after the last `####` of a text, or else its last one; None where there is none.
+
+    Commas between thousands and signs of currencies and percent are dropped. A hyphen right after a letter or a digit
+    joins words, as in `COVID-19`, and is no sign.
+    """
+    _, marked, after = text.rpartition("####")
+    found = NUMBER.finditer(after if marked else text)
+    numbers = [(match.start(), match[0]) for match in found]
+    if not numbers:
+        return None
+    place, number = numbers[0 if marked else -1]
+    before = (after if marked else text)[:place][-1:]
+    negative = number[0] in "-−" and not before.isalnum()
+    size = Decimal(number.lstrip("-−$€£¥").replace(",", ""))
+    return -size if negative else size
+
+
 def token_f1(predicted: str, references: Sequence[str]) -> float:
     """F1 of the words of an answer, the best over the references; SQuAD, https://aclanthology.org/D16-1264.
 
@@ -127,7 +158,11 @@ def _row_scores(
     """Scores of single rows, float64 [N], by name."""
     pairs = list(zip(predicted, expected, strict=True))
     rows: dict[str, np.ndarray] = {}
-    of_row: dict[str, Callable[[str, Sequence[str]], float]] = {"exact_match": is_exact, "token_f1": token_f1}
+    of_row: dict[str, Callable[[str, Sequence[str]], float]] = {
+        "exact_match": is_exact,
+        "numeric_match": numeric_match,
+        "token_f1": token_f1,
+    }
     for name, score in of_row.items():
         if name in metrics:
             rows[name] = np.array([score(answer, wanted) for answer, wanted in pairs], dtype=np.float64)

@@ -16,19 +16,11 @@ from ftune.data.read import Row
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample, to_sample
 from ftune.errors import RecipeError
-from ftune.evaluation import (
-    Prediction,
-    RowLosses,
-    generate,
-    likelihood_scores,
-    mean_loss,
-    predict,
-    predictions_lines,
-    text_scores,
-)
+from ftune.evaluation import RowLosses, likelihood_scores, mean_loss
+from ftune.generation import Prediction, generate, predict, predictions_lines, text_scores
 from ftune.metrics import Score
 from ftune.recipe import Data
-from ftune.scoring import _chosen_split, evaluate
+from ftune.scoring import chosen_split, evaluate
 
 EOS = 258
 METRICS = ("loss", "perplexity", "bits_per_byte")
@@ -111,15 +103,15 @@ def test_predictions_are_one_json_object_a_line() -> None:
     assert "é" in text
 
 
-def lively(tmp_path: Path, family: str) -> Any:
+def lively(tmp_path: Path, family: str, **sections: Any) -> Any:
     """The builtin model, its logits spread out so that no two tokens are near to equal."""
     import torch
 
-    model = start_model(recipe(tmp_path, model=f"builtin:tiny-{family}"))
+    model = start_model(recipe(tmp_path, model=f"builtin:tiny-{family}", **sections))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(2)
+                parameter.mul_(8 if family == "bart" else 2)
     return model
 
 
@@ -168,6 +160,26 @@ def test_generation_in_batches_equals_one_by_one(tmp_path: Path, family: str) ->
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_answers_of_encoder_decoders_in_batches_equal_one_by_one(tmp_path: Path, family: str) -> None:
+    """Pads behind a prompt must not be seen."""
+    import torch
+
+    model = lively(tmp_path, family, objective="seq2seq_lm")
+    renderer, start = plain_renderer(), int(model.config.decoder_start_token_id)
+    expected = []
+    for prompt in PROMPTS:
+        read, written = torch.tensor([renderer.encoder_ids(prompt)]), [start]
+        while len(written) <= 12 and written[-1] != EOS:
+            with torch.no_grad():
+                logits = model(input_ids=read, decoder_input_ids=torch.tensor([written]), use_cache=False).logits
+            written.append(int(logits[0, -1].argmax()))
+        expected.append(text_of([i for i in written[1:] if i != EOS]))
+    for batch_size in (1, 3, 8):
+        assert answers_of(model, PROMPTS, batch_size=batch_size) == expected
+    assert len(set(expected)) >= 3
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -202,7 +214,7 @@ def test_generation_stops_at_the_terminator_and_cuts_it_off(tmp_path: Path) -> N
 
 
 def test_an_answer_never_holds_its_prompt(shared: Shared) -> None:
-    from ftune.scoring import answer
+    from ftune.answering import answer
 
     run = trained(shared, Cell("lora", "llama", {"name": "lora", **BLOCKS["lora"]})).folder
     texts = answer(
@@ -269,8 +281,8 @@ def test_set_is_refused_where_a_recipe_is_recorded(tmp_path: Path) -> None:
 
 def test_other_rows_are_not_called_train() -> None:
     rows = Data(train="a.jsonl", eval="b.jsonl")
-    assert _chosen_split(rows, None, Path("/c.jsonl")) == (Data(train="/c.jsonl"), "train", "data")
-    assert _chosen_split(rows, None, None) == (rows, "eval", "eval")
+    assert chosen_split(rows, None, Path("/c.jsonl")) == (Data(train="/c.jsonl"), "train", "data")
+    assert chosen_split(rows, None, None) == (rows, "eval", "eval")
 
 
 def test_a_limit_that_is_asked_for_takes_the_place_of_the_recipes_and_draws_by_the_seed(tmp_path: Path) -> None:

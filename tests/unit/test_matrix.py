@@ -268,7 +268,7 @@ def test_law_14_an_illegal_cell_is_one_clear_error(
     ],
 )  # fmt: skip
 def test_generation_in_batches_equals_one_by_one(shared: Shared, cell: Cell) -> None:
-    from ftune.evaluation import generate
+    from ftune.generation import generate
 
     target = open_target(trained(shared, cell) / "run")
     prompts = ["a", "one two three", "12 + 30 =", "x" * 40]
@@ -359,7 +359,7 @@ def test_a_run_that_does_not_merge_is_no_start(tmp_path: Path, shared: Shared) -
 
 
 def test_a_classifier_is_not_asked_to_write(shared: Shared) -> None:
-    from ftune.scoring import answer
+    from ftune.answering import answer
 
     run = trained(shared, Cell("lora", "sequence_classification", "llama")) / "run"
     with pytest.raises(RecipeError, match="sequence_classification labels or guesses, it writes no answers"):

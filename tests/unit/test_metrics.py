@@ -22,9 +22,10 @@ from ftune.metrics import bootstrap as bootstrap_module
 from ftune.metrics import labels as labels_module
 from ftune.metrics.bootstrap import bootstrap, ratio
 from ftune.metrics.labels import multi_label, multi_label_table, single_label, single_label_table
+from ftune.metrics.options import options
 from ftune.metrics.regression import regression
 from ftune.metrics.spans import not_bio, span_table, spans
-from ftune.metrics.texts import is_exact, signatures, texts, token_f1
+from ftune.metrics.texts import is_exact, numeric_match, signatures, texts, token_f1
 
 ROOT = Path(__file__).parents[2]
 SINGLE, MULTI, NUMBER, TOKENS, TEXT = (
@@ -80,11 +81,23 @@ def test_every_metric_of_a_kind_is_computed_and_no_other() -> None:
         "regression": regression(np.arange(3.0), np.arange(3.0), list(METRICS), intervals=False),
         "token_labels": spans([["O"]], [["O"]], list(METRICS), intervals=False),
         "text": texts(["a"], ["a"], list(METRICS), intervals=False),
+        "options": options([np.zeros(2)], [np.ones(2)], [0], list(METRICS), intervals=False),
     }
     for kind, scores in found.items():
         assert set(scores) == set(names_of(kind)), kind  # type: ignore[arg-type]
     assert single_label(one_hot([0, 1], 2), np.array([0, 1]), ["mcc", "loss"], intervals=False).keys() == {"mcc"}
     assert texts(["a"], ["a"], ["rouge2"], intervals=False).keys() == {"rouge2"}
+
+
+def test_options_by_hand() -> None:
+    """The largest sum, and the largest per byte: a long option loses the first and wins the second."""
+    scores = [np.array([-4.0, -6.0]), np.array([-1.0, -2.0, -3.0]), np.array([-2.0, -2.0])]
+    sizes = [np.array([2, 6]), np.array([1, 2, 3]), np.array([4, 4])]
+    found = options(scores, sizes, [1, 0, 0], ["accuracy", "accuracy_norm"], intervals=False)
+    assert found == {"accuracy": Score(2 / 3), "accuracy_norm": Score(1.0)}, "the first of equals"
+    assert options([], [], [], ["accuracy"], intervals=True) == {}
+    with pytest.raises(DivergedError, match="row 2"):
+        options([scores[0], np.array([math.nan, 1.0])], sizes[:2], [0, 0], ["accuracy"], intervals=False)
 
 
 def test_nothing_is_scored_without_rows() -> None:
@@ -495,6 +508,31 @@ def test_spans_against_nervaluate(brute: Callable[..., tuple[float, float]]) -> 
 
 
 @pytest.mark.parametrize(
+    ("predicted", "reference", "right"),
+    [
+        ("18", "18", True), ("18", "19", False), ("The answer is 18.", "#### 18", True),
+        ("9 * 2 = 18 dollars", "She makes 9 * 2 = $<<9*2=18>>18.\n#### 18", True), ("$1,234,567", "1234567", True),
+        ("1,000.50", "$1000.5", True), ("5.0", "5", True), ("50%", "50", True), ("50 %", "50", True),
+        ("-3", "3", False), ("-$3", "-3", True), ("−3", "-3", True), ("10-3", "3", True), ("COVID-19", "19", True),
+        ("#### 7 and not 8", "7", True), ("7 #### 8\n#### 9 or 10", "9", True), ("#### none", "3", False),
+        ("0.1", "0.10", True), (".5", "0.5", True), ("0.30000000000000004", "0.3", False), ("1, 2, 3", "3", True),
+        ("1,2,3", "3", True), ("12,34", "34", True), ("", "", False), ("", "3", False), ("none", "none", False),
+        ("3", "none", False),
+        ("٣", "3", True), ("18.", "18", True), ("3/4", "4", True), ("1e5", "5", True), ("£2.50", "2.5", True),
+    ],
+)  # fmt: skip
+def test_numeric_match_by_hand(predicted: str, reference: str, right: bool) -> None:
+    """An empty answer is wrong, also where nothing was expected; a hyphen between words is no sign."""
+    assert texts([predicted], [reference], ["numeric_match"], intervals=False)["numeric_match"].value == right
+
+
+def test_numeric_match_takes_any_reference_and_has_an_interval() -> None:
+    found = texts(["1", "2", "x"] * 9, [["3", "1"], ["4"], ["5"]] * 9, ["numeric_match"], intervals=True)
+    low, high = found["numeric_match"].ci95 or (0, 0)
+    assert found["numeric_match"].value == pytest.approx(1 / 3) and 0.1 < low < 1 / 3 < high < 0.6
+
+
+@pytest.mark.parametrize(
     ("predicted", "references", "exact", "f1"),
     [
         (" Paris\n", ["Paris"], True, 1.0),
@@ -592,6 +630,7 @@ def test_texts_against_sacrebleu_and_rouge_score(corpus: str, brute: Callable[..
         **{name: mean(rouge(name)) for name in ("rouge1", "rouge2", "rougeL")},
         "token_f1": mean(token_f1),
         "exact_match": mean(is_exact),
+        "numeric_match": mean(numeric_match),
     }
     references = [row[0] for row in wanted] if corpus == "one reference" else wanted
     assert_as_measured(texts(answers, references, TEXT, intervals=True), measures, len(answers), brute)
@@ -690,6 +729,7 @@ def test_perfect_answers_get_the_best_score_with_a_closed_interval() -> None:
         **regression(numbers, numbers, NUMBER, intervals=True),
         **spans(tags, tags, TOKENS, intervals=True),
         **texts(answers, answers, TEXT, intervals=True),
+        **options([np.array([-1.0, -9.0])] * 20, [np.ones(2)] * 20, [0] * 20, list(METRICS), intervals=True),
     }
     assert set(found) == set(METRICS) - set(names_of("likelihood"))
     for name, score in found.items():
