@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from ftune.errors import Problem, suggestion
 from ftune.file_formats import ENDINGS, TABLES, codec_of, ending_of
+from ftune.hook import hook_problem, is_hook, parse_hook
 from ftune.quantities import Slice, is_share, parse_share
 from ftune.recipe import COLUMNS, Recipe, Source, sources
 
@@ -26,6 +28,20 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
         _axes, _method, _model, _data, _sources, _splitting, _text_rows, _packing, _evaluation, _generation, _batch,
     )  # fmt: skip
     return [problem for check in checks for problem in check(recipe, written)]
+
+
+def hook_problems(recipe: Recipe, folder: Path) -> list[Problem]:
+    """What is wrong with the metrics of the user's own, as far as that can be told without running them."""
+    names = [] if recipe.eval.metrics == "auto" else recipe.eval.metrics
+    problems = []
+    for index, name in enumerate(names):
+        if is_hook(name):
+            try:
+                message = hook_problem(parse_hook(name), folder, num_arguments=2)
+            except ValueError as error:
+                message = f"{error}."
+            problems += [] if message is None else [Problem(f"eval.metrics.{index}", message)]
+    return problems
 
 
 def _written(recipe: Recipe) -> set[str]:
@@ -222,12 +238,10 @@ def _generation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     objective = recipe.objective
     auto = recipe.eval.metrics == "auto"
     metrics = recipe.method.default_metrics(objective) if auto else tuple(recipe.eval.metrics)
-    known = (*objective.forward_metrics, *objective.generation_metrics)
     for metric in metrics:
-        if metric not in known:
-            message = f"{metric!r} is no metric of {objective.name}.{suggestion(metric, known)}"
+        if (message := objective.metric_problem(metric)) is not None:
             yield Problem("eval.metrics", message)
-    if not set(metrics) & set(objective.generation_metrics):
+    if not objective.generates(metrics):
         for key in ("eval.generate_every", "eval.max_new_tokens"):
             if key in written and getattr(recipe.eval, key.split(".")[1]) is not None:
                 message = f"{NO_EFFECT}: no metric in eval.metrics generates. Add exact_match or remove the key."

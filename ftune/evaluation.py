@@ -24,6 +24,7 @@ from ftune.data.shape import Sample
 from ftune.errors import DivergedError
 from ftune.metrics import Score
 from ftune.metrics.bootstrap import ratio
+from ftune.metrics.custom import RowScores, custom
 from ftune.objectives import TEXT_METRICS
 
 if TYPE_CHECKING:
@@ -127,13 +128,21 @@ def mean_loss(losses: RowLosses) -> float:
 
 
 def forward_scores(
-    losses: RowLosses, objective: Objective, labels: Sequence[str], metrics: Sequence[str], *, intervals: bool
-) -> Scores:
-    """Loss, perplexity, bits per byte and what the objective makes of a head's outputs; those that `metrics` names."""
+    losses: RowLosses, objective: Objective, labels: Sequence[str], metrics: Sequence[str],
+    functions: Mapping[str, RowScores], *, intervals: bool,
+) -> Scores:  # fmt: skip
+    """Loss, perplexity, bits per byte and what the objective makes of a head's outputs; those that `metrics` names.
+
+    Raises:
+        MetricError: one of `functions`, the user's own of them, fails.
+    """
     scores = likelihood_scores(losses, metrics, intervals=intervals)
-    wanted = [name for name in metrics if name not in scores]
+    wanted = [name for name in metrics if name not in scores and name not in functions]
     if losses.outputs is not None and wanted:
         scores |= objective.task_scores(losses.outputs, losses.examples, labels, wanted, intervals=intervals)
+    if losses.outputs is not None and functions:
+        received, expected = objective.answers(losses.outputs, losses.examples, labels)
+        scores |= custom(received, expected, functions, intervals=intervals)
     return {name: scores[name] for name in metrics if name in scores}
 
 
@@ -288,13 +297,20 @@ def _decoded(ids: list[int], renderer: Renderer) -> str:
     return str(renderer.tokenizer.decode(ids[:end], skip_special_tokens=True))
 
 
-def text_scores(predictions: Sequence[Prediction], metrics: Sequence[str], *, intervals: bool) -> Scores:
-    """Those of `metrics` that compare answers with what was expected."""
+def text_scores(
+    predictions: Sequence[Prediction], metrics: Sequence[str], functions: Mapping[str, RowScores], *, intervals: bool
+) -> Scores:
+    """Those of `metrics` that compare answers with what was expected.
+
+    Raises:
+        MetricError: one of `functions`, the user's own of them, fails.
+    """
     from ftune.metrics.texts import texts
 
     wanted = [name for name in metrics if name in TEXT_METRICS]
     received, expected = [p.received for p in predictions], [p.expected for p in predictions]
-    return texts(received, expected, wanted, intervals=intervals) if wanted and predictions else {}
+    scores = texts(received, expected, wanted, intervals=intervals) if wanted and predictions else {}
+    return scores | custom(received, expected, functions, intervals=intervals)
 
 
 def predictions_lines(predictions: Sequence[Prediction]) -> str:

@@ -24,6 +24,7 @@ from ftune.evaluation import (
 )
 from ftune.loop import training_module
 from ftune.manifest import verify
+from ftune.metrics.custom import RowScores
 from ftune.model import cast_weights, load_trainable
 from ftune.report import Report, draw_loss, read_metrics, to_markdown
 from ftune.start import SIDECAR, record_json
@@ -129,6 +130,7 @@ def score(run: Run, target: Target, split: Split, name: str) -> tuple[Scores, li
         target,
         split,
         metrics=run.plan.metrics,
+        functions=run.prepared.functions,
         accelerator=run.accelerator,
         cut=run.plan.padded_cut,
         batch_size=run.plan.eval_batch_size,
@@ -143,6 +145,7 @@ def score_target(
     split: Split,
     *,
     metrics: tuple[str, ...],
+    functions: Mapping[str, RowScores],
     accelerator: Accelerator,
     cut: Cut,
     batch_size: int,
@@ -156,6 +159,7 @@ def score_target(
         target: what is scored.
         split: the rows.
         metrics: their names.
+        functions: the user's own of them.
         accelerator: where.
         cut: how rows become forwards.
         batch_size: answers that are written at a time.
@@ -177,9 +181,9 @@ def score_target(
         draw=draw,
         tick=tick,
     )
-    scores = forward_scores(losses, recipe.objective, target.record.labels, metrics, intervals=True)
+    scores = forward_scores(losses, recipe.objective, target.record.labels, metrics, functions, intervals=True)
     predictions: list[Prediction] = []
-    if set(metrics) & set(recipe.objective.generation_metrics):
+    if recipe.objective.generates(metrics):
         predictions = predict(
             target.model,
             split.samples,
@@ -189,7 +193,7 @@ def score_target(
             batch_size=batch_size,
             tick=tick,
         )
-        scores |= text_scores(predictions, metrics, intervals=True)
+        scores |= text_scores(predictions, metrics, functions, intervals=True)
     return scores, predictions
 
 

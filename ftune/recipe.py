@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from ftune.file_formats import FileFormat
+from ftune.hook import parse_hook
 from ftune.methods import Method
 from ftune.methods.full import Full
 from ftune.objectives import Objective
@@ -34,18 +35,6 @@ def _duration(value: Any) -> Any:
     """A number without a unit gets the same answer as any other text that is no duration."""
     Duration.parse(value if isinstance(value, str) else repr(value))
     return value
-
-
-def parse_loader(text: str) -> str:
-    """Check that `text` is `module:function`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    module, _, function = text.partition(":")
-    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise ValueError(f"expected 'module:function', such as 'loaders:trees', received {text!r}")
-    return text
 
 
 PathText = Annotated[str, Field(min_length=1)]
@@ -107,7 +96,7 @@ class Source(Section):
 
     path: PathText
     """File, glob or hub id; files are relative to the recipe. With a `loader`, also a folder."""
-    loader: Annotated[str, _checked(parse_loader)] | None = None
+    loader: Annotated[str, _checked(parse_hook)] | None = None
     """`module:function` of your own, called with the path, that yields one dict a row: for shapes that no format
     covers. The module is a file beside the recipe, or installed."""
     file_format: FileFormat | None = None
@@ -247,7 +236,8 @@ class Eval(Section):
     max_rows: Annotated[int, Field(ge=1)] | None = 500
     """Score at most this many rows of `data.eval`, and of each `guard` set, chosen by the seed; null takes all."""
     metrics: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
-    """`auto` is what one forward pass yields; name `exact_match` to compare generated answers as well."""
+    """`auto` is what one forward pass yields; name `exact_match` to compare generated answers as well.
+    `module:function`, a file beside the recipe or installed, is one of your own: it gives each row a number."""
     generate_every: Cadence | None = None
     """Steps between evaluations that also generate, a multiple of `every`; null generates only at the end."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256

@@ -239,7 +239,7 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
     if split is None:
         return {}
     metrics = _score(run, split)
-    if generate and set(plan.metrics) & set(run.loaded.recipe.objective.generation_metrics):
+    if generate and run.loaded.recipe.objective.generates(plan.metrics):
         answers = predict(
             run.model,
             split.samples,
@@ -249,7 +249,7 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
             batch_size=plan.eval_batch_size,
             tick=lambda done, total: _during_evaluation(run, done, total),
         )
-        scores = text_scores(answers, plan.metrics, intervals=False)
+        scores = text_scores(answers, plan.metrics, run.prepared.functions, intervals=False)
         metrics |= {name: score.value for name, score in scores.items()}
     run.log("eval", **metrics)
     run.listener.evaluated(run.state.step, metrics)
@@ -276,7 +276,8 @@ def _score(run: Run, split: Split) -> dict[str, float]:
         )
     except DivergedError as error:
         raise DivergedError(f"evaluation after step {run.state.step}: {error}") from error
-    scores = forward_scores(losses, objective, dataset.labels, run.plan.metrics, intervals=False)
+    functions = run.prepared.functions
+    scores = forward_scores(losses, objective, dataset.labels, run.plan.metrics, functions, intervals=False)
     return {name: score.value for name, score in scores.items()} | {"loss": mean_loss(losses)}
 
 

@@ -28,11 +28,12 @@ from ftune.decide import (
     choose_threads,
 )
 from ftune.device import build_accelerator, torch_dtype
-from ftune.errors import DataError, Problem, RecipeError, suggestion
+from ftune.errors import DataError, Problem, RecipeError
 from ftune.evaluation import Prediction, Scores, generate
 from ftune.facts import look_at_machine
 from ftune.finish import score_target
 from ftune.load import load_recipe
+from ftune.metrics.custom import load_metrics
 from ftune.plan import Runtime
 from ftune.prepare import loss_refusal
 from ftune.recipe import Data, Recipe
@@ -97,17 +98,14 @@ def evaluate(
     tick("loading", 0, 0)
     target, record, runtime = open_scorable(path, overrides)
     recipe = record.recipe
+    names = _known_metrics(recipe, metrics)
+    functions = load_metrics(names, record.folder)
     data, name, shown = _chosen_split(recipe.data, split, data_file)
     cache = Cache(cache_root(os.environ, Path.home()))
     samples = read_samples(
-        data,
-        record.folder,
-        accepted=recipe.formats,
-        seed=recipe.seed,
-        max_eval_rows=max_rows or recipe.eval.max_rows,
-        tick=tick,
-        cache=cache,
-    )
+        data, record.folder, accepted=recipe.formats, seed=recipe.seed,
+        max_eval_rows=max_rows or recipe.eval.max_rows, tick=tick, cache=cache,
+    )  # fmt: skip
     rows = {"train": samples.train, "eval": samples.eval, "test": samples.test}[name]
     rows = drawn(rows, max_rows, recipe.seed)
     config = target.model.config
@@ -118,7 +116,8 @@ def evaluate(
     scores, predictions = score_target(
         target,
         encoded,
-        metrics=_known_metrics(recipe, metrics),
+        metrics=names,
+        functions=functions,
         accelerator=build_accelerator(runtime),
         cut=Cut(batch_size),
         batch_size=batch_size,
@@ -193,12 +192,10 @@ def _known_metrics(recipe: Recipe, asked: Sequence[str] | None) -> tuple[str, ..
         RecipeError: the objective has no such metric.
     """
     objective = recipe.objective
-    known = (*objective.forward_metrics, *objective.generation_metrics)
     if asked:
-        unknown = [name for name in asked if name not in known]
-        if unknown:
-            message = f"{unknown[0]!r} is no metric of {objective.name}.{suggestion(unknown[0], known)}"
-            raise RecipeError([Problem("", message, "--metrics")])
+        problems = [message for name in asked if (message := objective.metric_problem(name)) is not None]
+        if problems:
+            raise RecipeError([Problem("", message, "--metrics") for message in problems])
         return tuple(asked)
     return recipe.method.default_metrics(objective) if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from ftune.errors import suggestion
+from ftune.hook import is_hook
 from ftune.lookup import find, names_in
 from ftune.metrics import names_of
 
@@ -88,6 +90,26 @@ class Objective(BaseModel):
         raise NotImplementedError
 
     @property
+    def has_answers(self) -> bool:
+        """Whether answers can be compared with what was expected, by a function of the user's own."""
+        return bool(self.generation_metrics)
+
+    def generates(self, metrics: Sequence[str]) -> bool:
+        """Whether one of `metrics` needs generated text."""
+        return any(name in self.generation_metrics or is_hook(name) for name in metrics if self.generation_metrics)
+
+    def metric_problem(self, name: str) -> str | None:
+        """Why `name` is no metric of this objective, or None."""
+        known = (*self.forward_metrics, *self.generation_metrics)
+        if name in known:
+            return None
+        if not is_hook(name):
+            return f"{name!r} is no metric of {self.name}.{suggestion(name, known)}"
+        if not self.has_answers:
+            return f"{name!r} compares answers, and {self.name} gives none. Known: {', '.join(known)}."
+        return None
+
+    @property
     def label_at(self) -> Literal["first", "last"]:
         """Which token of a word has the word's label, where words have labels."""
         return "first"
@@ -159,6 +181,15 @@ class Objective(BaseModel):
     ) -> dict[str, Score]:
         """Metrics beside the loss from the `outputs` of `scored`, one array for each example."""
         return {}
+
+    def answers(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        """What the `outputs` of `scored` say of each example, and what was right, in words of the data.
+
+        Only of objectives whose heads label or guess.
+        """
+        raise NotImplementedError
 
 
 def names() -> list[str]:

@@ -8,7 +8,7 @@ Tensors: B rows, T positions, K outputs of the head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr
 
@@ -68,6 +68,11 @@ class SequenceClassification(Objective):
     def forward_metrics(self) -> tuple[str, ...]:
         """Loss, and what suits the problem."""
         return ("loss", *names_of(self.problem))
+
+    @property
+    def has_answers(self) -> bool:
+        """A label, labels or a number."""
+        return True
 
     def problems(self) -> list[tuple[str, str]]:
         """Settings that mean nothing for this problem."""
@@ -174,6 +179,19 @@ class SequenceClassification(Objective):
         if self.problem == "multi_label":
             return multi_label(scores, gold, metrics, intervals=intervals)
         return regression(scores[:, 0], gold[:, 0], metrics, intervals=intervals)
+
+    def answers(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        """Of each row the label, the list of its labels, or the number."""
+        gold = [example.labels for example in examples if example.labels is not None]
+        if self.problem == "single_label":
+            return [labels[row.argmax()] for row in outputs], [labels[int(row[0])] for row in gold]
+        if self.problem == "multi_label":
+            chosen = [[row > 0 for row in rows] for rows in (outputs, gold)]
+            received, expected = ([[n for n, on in zip(labels, row, strict=True) if on] for row in c] for c in chosen)
+            return received, expected
+        return [float(row[0]) for row in outputs], [float(row[0]) for row in gold]
 
 
 OBJECTIVE = SequenceClassification

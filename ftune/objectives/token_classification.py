@@ -6,7 +6,7 @@ Tensors: B rows, T positions, K labels, N targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ftune.cross_entropy import sums_of_rows
 from ftune.metrics import names_of
@@ -45,6 +45,11 @@ class TokenClassification(Objective):
     def forward_metrics(self) -> tuple[str, ...]:
         """Loss per word, spans that are right to the last token, and words."""
         return ("loss", *names_of("token_labels"))
+
+    @property
+    def has_answers(self) -> bool:
+        """A label for each word."""
+        return True
 
     @property
     def label_at(self) -> Literal["first", "last"]:
@@ -111,9 +116,14 @@ class TokenClassification(Objective):
 
         if not_bio(labels):
             metrics = [name for name in metrics if not name.startswith("span_")]
+        return spans(*self.answers(outputs, examples, labels), metrics, intervals=intervals)
+
+    def answers(
+        self, outputs: Sequence[np.ndarray], examples: Sequence[Example], labels: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        """Of each row the labels of its words."""
         predicted = [[labels[i] for i in row[row >= 0]] for row in outputs]
-        gold = [[labels[i] for i in e.labels[e.is_target]] for e in examples if e.labels is not None]
-        return spans(predicted, gold, metrics, intervals=intervals)
+        return predicted, [[labels[i] for i in e.labels[e.is_target]] for e in examples if e.labels is not None]
 
 
 OBJECTIVE = TokenClassification

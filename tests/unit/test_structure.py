@@ -19,6 +19,7 @@ LAYERS = [
     {"errors"},
     {
         "lookup",
+        "hook",
         "allocator",
         "quantities",
         "file_formats",
