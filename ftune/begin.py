@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftune import drift, provenance
+from ftune import drift, provenance, stopping
 from ftune.attention import use_packed_attention
 from ftune.compiled import compile_blocks, kernels
 from ftune.data.build import Split
@@ -59,6 +59,8 @@ def open_run(
         prepared.dataset.train.report.notes.extend(disk.sweep())
     accelerator.wait_for_everyone()
     checkpoint = _newest_checkpoint(loaded, plan, folder, listener) if exists else None
+    if checkpoint is not None:
+        stopping.refuse_without_baseline(_stored_state(checkpoint[1]), plan, prepared.dataset.guard)
     if accelerator.is_main_process:
         _write_head(disk, loaded, prepared, plan, overwrite=overwrite)
     accelerator.wait_for_everyone()
@@ -136,6 +138,10 @@ def _newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Liste
     return found
 
 
+def _stored_state(checkpoint: Path) -> TrainState:
+    return TrainState.model_validate_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+
 def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     """Put the checkpoint's weights, optimizer and state in place, and cut the log back to its step.
 
@@ -153,7 +159,7 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     step, folder = checkpoint
     if read_manifest(folder)["frozen_hash"] != run.frozen_hash:
         raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
-    run.state = TrainState.model_validate_json((folder / "state.json").read_text(encoding="utf-8"))
+    run.state = _stored_state(folder)
     load_trainable(run.model, load_file(folder / "weights.safetensors"))
     if step > 0 and not run.method.fits_at_once:
         load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))

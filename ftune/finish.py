@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftune import quantisation
+from ftune import quantisation, stopping
 from ftune.data.build import Split
 from ftune.data.order import Draw
 from ftune.data.pack import Cut
@@ -69,10 +69,8 @@ def finish(run: Run) -> Report:
 
 def _choose_step(run: Run) -> int:
     """Put the weights of the step that becomes `model/` into the model: the best, else the last."""
-    state = run.state
-    best = state.best_step if run.plan.best is not None else None
-    step = state.step if best is None else best
-    if step == state.step:
+    step = stopping.model_step(run.state, run.plan)
+    if step == run.state.step:
         return step
     from safetensors.torch import load_file
 
@@ -208,6 +206,7 @@ def _report(run: Run, step: int, metrics: dict[str, Scores], guard: dict[str, Sc
         "mergeable": recipe.learner.mergeable and not recipe.learner.standalone,
         "writes": bool(recipe.objective.generation_metrics),
         "finished": state.finished,
+        "forgetting": stopping.forgetting(state, plan),
         "steps": state.step,
         "model_step": step,
         "baseline": state.baseline,

@@ -43,6 +43,9 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "eval.max_new_tokens": ("eval.metrics",),
     "checkpoint.best": ("data.eval",),
     "train.early_stopping": ("data.eval",),
+    "train.early_stopping.patience": ("data.eval",),
+    "train.early_stopping.min_delta": ("data.eval", "train.early_stopping.patience"),
+    "train.early_stopping.max_forgetting": ("eval.guard",),
 }
 """Keys whose contradiction with another is not reported while that other key is itself invalid."""
 

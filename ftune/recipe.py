@@ -178,12 +178,15 @@ class Data(Section):
 
 
 class EarlyStopping(Section):
-    """Stop when the evaluation no longer improves."""
+    """Stop when the evaluation no longer improves, or when the model forgets."""
 
-    patience: Annotated[int, Field(ge=1)] = 3
-    """Evaluations without improvement before the run stops; >= 1."""
+    patience: Annotated[int, Field(ge=1)] | None = 3
+    """Evaluations without improvement before the run stops; >= 1. Null does not look at improvement."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """Smallest fall of the watched loss that counts as improvement; nats per token, >= 0."""
+    max_forgetting: Share | None = None
+    """Stop when the loss of a set in `eval.guard` has risen by more than this share of its value before training; the
+    sets are scored at each evaluation, and a step beyond the limit is never the best. Null does not stop for it."""
 
 
 Optimizer = Literal["adamw", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit"]
@@ -225,7 +228,7 @@ class Train(Section):
     """Let torch's compiler merge what a block does beside products and attention; the first start waits for it. `auto`
     does so where the run is long enough to win that back. Needs a C++ compiler."""
     early_stopping: EarlyStopping | None = None
-    """Stop early; needs `data.eval`."""
+    """Stop early; needs `data.eval`, or `eval.guard` for `max_forgetting`."""
 
 
 class Eval(Section):

@@ -40,7 +40,8 @@ def to_markdown(report: Mapping[str, Any], plan: Plan) -> str:
         *_metric_rows(report),
         *_guard_rows(report),
         "",
-        f"`model/` is step {report['model_step']}{' (best eval loss)' if plan.best else ' (the last)'}.",
+        *_forgetting(report),
+        f"`model/` is step {report['model_step']} ({_choice(report, plan)}).",
         "",
         "## Cost",
         "",
@@ -93,6 +94,30 @@ def _guard_rows(report: Mapping[str, Any]) -> list[str]:
         for name, sets in report["guard"].items()
         for metric, after in sets["after"].items()
     ]
+
+
+def _forgetting(report: Mapping[str, Any]) -> list[str]:
+    """What the rule of forgetting saw at the last evaluation."""
+    found = report["forgetting"]
+    if found is None or not found["rise"]:
+        return []
+    worst = max(found["rise"], key=lambda name: found["rise"][name])
+    rise = found["rise"][worst]
+    key = f"{100 * found['limit']:.4g}% of train.early_stopping.max_forgetting"
+    if found["beyond"]:
+        ended = "Stopped, since the" if report["finished"] == "forgetting" else "The"
+        above = f"{rise:.2%} above its value before training"
+        return [f"{ended} loss of guard set {worst} was {above}: beyond the {key}.", ""]
+    return [f"The loss of no guard set rose by more than the {key}; the most is {worst} with {rise:+.2%}.", ""]
+
+
+def _choice(report: Mapping[str, Any], plan: Plan) -> str:
+    """Why this step is the model."""
+    choice = "best eval loss" if plan.best else "the last"
+    if report["forgetting"] is None:
+        return choice
+    kept = report["forgetting"]["kept"]
+    return f"{choice} within the limit of forgetting" if kept else "the last; no evaluated step was within the limit"
 
 
 def _number(value: float | None) -> str:

@@ -186,7 +186,7 @@ class SequenceClassification(Objective):
         """Of each row the label, the list of its labels, or the number."""
         gold = [example.labels for example in examples if example.labels is not None]
         if self.problem == "single_label":
-            return [labels[row.argmax()] for row in outputs], [labels[int(row[0])] for row in gold]
+            return [labels[int(row.argmax())] for row in outputs], [labels[int(row[0])] for row in gold]
         if self.problem == "multi_label":
             chosen = [[row > 0 for row in rows] for rows in (outputs, gold)]
             received, expected = ([[n for n, on in zip(labels, row, strict=True) if on] for row in c] for c in chosen)

@@ -49,7 +49,7 @@ LAYERS = [
     {"model", "loss_trial"},
     {"start"},
     {"ahead"},
-    {"loop", "evaluation", "features"},
+    {"loop", "evaluation", "features", "stopping"},
     {"target", "listener", "locking"},
     {"data_report"},
     {"prepare", "report", "drift"},
