@@ -36,6 +36,7 @@ from ftune.target import SETTLED, attached
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from transformers import PreTrainedModel
 
 
@@ -64,15 +65,8 @@ def open_run(
     if accelerator.is_main_process:
         _write_head(disk, loaded, prepared, plan, overwrite=overwrite)
     accelerator.wait_for_everyone()
-    listener.phase("loading the model", 0, 0)
-    recipe = loaded.recipe
-    model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
-    stop.check()
-    make_ready(model, plan)
-    objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
-    module = accelerator.prepare_model(training_module(model, objective, plan.loss_chunk))
-    optimizer = build_optimizer(plan, recipe.learner, model)
-    run = Run(loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState())
+    run = _loaded(loaded, prepared, plan, folder, listener, stop, disk, accelerator)
+    recipe, model = loaded.recipe, run.model
     if recipe.learner.storage_constraint() is not None:
         run.frozen_hash = frozen_fingerprint(model)  # attaching changed the base: a resumed run must change it equally
     _take_up(run, checkpoint)
@@ -83,6 +77,41 @@ def open_run(
     if recipe.tracking:
         accelerator.init_trackers("ftune", config={"recipe": json.dumps(recipe.model_dump(mode="json"))})
     return run
+
+
+def open_trial(loaded: Loaded, prepared: Prepared, listener: Listener, stop: StopFlag) -> Run:
+    """A model as training would begin with it, for steps that are thrown away. Writes nothing and tells no tracker.
+
+    Args:
+        loaded: a recipe for one process.
+        prepared: what was prepared for it.
+        listener: hears of progress.
+        stop: polled.
+    """
+    folder, plan = loaded.output_dir.absolute(), prepared.plan.model_copy(update={"compile": False})
+    accelerator = build_accelerator(plan.runtime)
+    run = _loaded(loaded, prepared, plan, folder, listener, stop, Store(folder), accelerator)
+    _look_at_rows(run)
+    _read_features(run, None)
+    return run
+
+
+def _loaded(
+    loaded: Loaded, prepared: Prepared, plan: Plan, folder: Path, listener: Listener, stop: StopFlag, disk: Store,
+    accelerator: Accelerator,
+) -> Run:  # fmt: skip
+    """Base weights with the method attached, on the device, with a fresh optimizer."""
+    listener.phase("loading the model", 0, 0)
+    recipe = loaded.recipe
+    model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
+    stop.check()
+    make_ready(model, plan)
+    objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
+    module = accelerator.prepare_model(training_module(model, objective, plan.loss_chunk))
+    optimizer = build_optimizer(plan, recipe.learner, model)
+    return Run(
+        loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState()
+    )
 
 
 def body_of(model: torch.nn.Module) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ftune.cli import cache, data, evaluate, inspect, merge, recipes, train
+from ftune.cli import cache, data, evaluate, inspect, lr_find, merge, recipes, train
 
 app = typer.Typer(
     name="ftune",
@@ -43,6 +43,7 @@ app.command("merge")(merge.merge_cli)
 app.command("check")(inspect.check_cli)
 app.command("plan")(inspect.plan_cli)
 app.command("data")(data.data_cli)
+app.command("lr-find")(lr_find.lr_find_cli)
 app.command("methods")(inspect.methods_cli)
 app.command("verify")(inspect.verify_cli)
 app.add_typer(recipes.app, name="recipes")

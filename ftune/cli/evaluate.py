@@ -40,16 +40,39 @@ def eval_cli(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write generated answers to this JSONL file.")
     ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            "--benchmark", help="Tasks of lm-evaluation-harness instead: names, task files or folders; commas."
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, help="With --benchmark: demonstrations before each question.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --benchmark: rows of each task.")] = None,
     set: Set = None,  # noqa: A002 - the option's name
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     offline: Offline = False,
 ) -> None:
-    """Score a target on held-out rows."""
+    """Score a target on held-out rows, or on standard benchmarks."""
     from ftune.errors import Problem, RecipeError
 
     stop = begin(offline=offline, verbose=verbose)
+    if benchmark is not None:
+        from ftune.cli.benchmark import run_benchmark
+
+        own = {"--split": split, "--data": data, "--metrics": metrics, "--max-rows": max_rows,
+               "--predictions": predictions}  # fmt: skip
+        run_benchmark(
+            target, benchmark, own, shots=shots, limit=limit, batch_size=batch_size, overrides=tuple(set or ()),
+            stop=stop, as_json=json, quiet=quiet,
+        )  # fmt: skip
+        return
+    for name, value in (("--shots", shots), ("--limit", limit)):
+        if value is not None:
+            raise RecipeError([Problem("", "has no effect without --benchmark. Leave it out.", name)])
     if split not in (None, "train", "eval", "test"):
         raise RecipeError([Problem("", f"expected train, eval or test, received {split!r}.", "--split")])
     quiet_libraries()

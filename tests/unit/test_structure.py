@@ -58,7 +58,8 @@ LAYERS = [
     {"session"},
     {"begin", "finish", "profile_view"},
     {"run"},
-    {"witness", "scoring", "launch"},
+    {"witness", "scoring", "launch", "lr_find"},
+    {"benchmark"},
     {"merging"},
     {"smoke"},
     {"cli"},
@@ -66,7 +67,8 @@ LAYERS = [
 ]
 """From the bottom up: a file may import its own layer's files and those below."""
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "scipy", "matplotlib", "pyarrow",
-         "sklearn", "datasketch", "sacrebleu", "rouge_score", "nervaluate", "nltk"}  # fmt: skip
+         "sklearn", "datasketch", "sacrebleu", "rouge_score", "nervaluate", "nltk",
+         "lm_eval"}  # fmt: skip
 LONGER_FILES = {
     "store.py": "all durable writes are in one file on purpose",
 }
