@@ -1,4 +1,4 @@
-"""Standard benchmarks on any target, by EleutherAI's lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
+"""Standard benchmarks on any target, by lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
 
 The harness reads the tasks, builds the prompts and computes the metrics, so that numbers can be compared with published
 ones. It is given the opened model and its tokenizer, not a path: adapters, prefixes and soft prompts are scored as

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ftune.ahead import Ahead, Laid, lay_out
@@ -124,9 +125,7 @@ def train_steps(
     module.train()
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     on_cuda = device.type == "cuda"
-
-    def collate(rows: list[Example]) -> Batch:
-        return objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
+    collate = objective.collate_packed if plan.packing else partial(objective.collate, pad_id=pad_id)
 
     def make(step: int) -> Laid:
         work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
