@@ -37,7 +37,7 @@ TEXTS = {
     "parse_share": "share (`5%`)",
     "Duration.parse": "duration (`3 epochs`)",
     "Slice.parse": "split and range (`train[:400]`)",
-    "parse_loader": "`module:function`",
+    "parse_hook": "`module:function`",
 }
 """What a text must look like, by the function that checks it."""
 KINDS: dict[object, str] = {int: "whole number", float: "number", str: "text", Path: "path"}

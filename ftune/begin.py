@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftune import drift, provenance
+from ftune import drift, provenance, stopping
 from ftune.attention import use_packed_attention
 from ftune.compiled import compile_blocks, kernels
 from ftune.data.build import Split
@@ -36,6 +36,7 @@ from ftune.target import SETTLED, attached
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from transformers import PreTrainedModel
 
 
@@ -59,18 +60,13 @@ def open_run(
         prepared.dataset.train.report.notes.extend(disk.sweep())
     accelerator.wait_for_everyone()
     checkpoint = _newest_checkpoint(loaded, plan, folder, listener) if exists else None
+    if checkpoint is not None:
+        stopping.refuse_without_baseline(_stored_state(checkpoint[1]), plan, prepared.dataset.guard)
     if accelerator.is_main_process:
         _write_head(disk, loaded, prepared, plan, overwrite=overwrite)
     accelerator.wait_for_everyone()
-    listener.phase("loading the model", 0, 0)
-    recipe = loaded.recipe
-    model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
-    stop.check()
-    make_ready(model, plan)
-    objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
-    module = accelerator.prepare_model(training_module(model, objective, plan.loss_chunk))
-    optimizer = build_optimizer(plan, recipe.learner, model)
-    run = Run(loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState())
+    run = _loaded(loaded, prepared, plan, folder, listener, stop, disk, accelerator)
+    recipe, model = loaded.recipe, run.model
     if recipe.learner.storage_constraint() is not None:
         run.frozen_hash = frozen_fingerprint(model)  # attaching changed the base: a resumed run must change it equally
     _take_up(run, checkpoint)
@@ -81,6 +77,41 @@ def open_run(
     if recipe.tracking:
         accelerator.init_trackers("ftune", config={"recipe": json.dumps(recipe.model_dump(mode="json"))})
     return run
+
+
+def open_trial(loaded: Loaded, prepared: Prepared, listener: Listener, stop: StopFlag) -> Run:
+    """A model as training would begin with it, for steps that are thrown away. Writes nothing and tells no tracker.
+
+    Args:
+        loaded: a recipe for one process.
+        prepared: what was prepared for it.
+        listener: hears of progress.
+        stop: polled.
+    """
+    folder, plan = loaded.output_dir.absolute(), prepared.plan.model_copy(update={"compile": False})
+    accelerator = build_accelerator(plan.runtime)
+    run = _loaded(loaded, prepared, plan, folder, listener, stop, Store(folder), accelerator)
+    _look_at_rows(run)
+    _read_features(run, None)
+    return run
+
+
+def _loaded(
+    loaded: Loaded, prepared: Prepared, plan: Plan, folder: Path, listener: Listener, stop: StopFlag, disk: Store,
+    accelerator: Accelerator,
+) -> Run:  # fmt: skip
+    """Base weights with the method attached, on the device, with a fresh optimizer."""
+    listener.phase("loading the model", 0, 0)
+    recipe = loaded.recipe
+    model = attached(prepared.start, prepared.record, prepared.tokenizer, torch_dtype(plan.frozen_dtype))
+    stop.check()
+    make_ready(model, plan)
+    objective = recipe.objective.bound(prepared.dataset.labels, prepared.dataset.label_counts)
+    module = accelerator.prepare_model(training_module(model, objective, plan.loss_chunk))
+    optimizer = build_optimizer(plan, recipe.learner, model)
+    return Run(
+        loaded, prepared, plan, folder, disk, listener, stop, accelerator, model, module, optimizer, TrainState()
+    )
 
 
 def body_of(model: torch.nn.Module) -> PreTrainedModel:
@@ -136,6 +167,10 @@ def _newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Liste
     return found
 
 
+def _stored_state(checkpoint: Path) -> TrainState:
+    return TrainState.model_validate_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+
 def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     """Put the checkpoint's weights, optimizer and state in place, and cut the log back to its step.
 
@@ -153,7 +188,7 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     step, folder = checkpoint
     if read_manifest(folder)["frozen_hash"] != run.frozen_hash:
         raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
-    run.state = TrainState.model_validate_json((folder / "state.json").read_text(encoding="utf-8"))
+    run.state = _stored_state(folder)
     load_trainable(run.model, load_file(folder / "weights.safetensors"))
     if step > 0 and not run.method.fits_at_once:
         load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from ftune.errors import Problem, suggestion
 from ftune.file_formats import ENDINGS, TABLES, codec_of, ending_of
+from ftune.hook import hook_problem, is_hook, parse_hook
 from ftune.quantities import Slice, is_share, parse_share
 from ftune.recipe import COLUMNS, Recipe, Source, sources
 
@@ -23,9 +25,24 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
     """Everything wrong between the keys of a recipe whose single values are all valid."""
     written = _written(recipe)
     checks = (
-        _axes, _method, _model, _data, _sources, _splitting, _text_rows, _packing, _evaluation, _generation, _batch,
+        _axes, _method, _model, _data, _sources, _splitting, _text_rows, _packing, _evaluation, _stopping, _generation,
+        _batch,
     )  # fmt: skip
     return [problem for check in checks for problem in check(recipe, written)]
+
+
+def hook_problems(recipe: Recipe, folder: Path) -> list[Problem]:
+    """What is wrong with the metrics of the user's own, as far as that can be told without running them."""
+    names = [] if recipe.eval.metrics == "auto" else recipe.eval.metrics
+    problems = []
+    for index, name in enumerate(names):
+        if is_hook(name):
+            try:
+                message = hook_problem(parse_hook(name), folder, num_arguments=2)
+            except ValueError as error:
+                message = f"{error}."
+            problems += [] if message is None else [Problem(f"eval.metrics.{index}", message)]
+    return problems
 
 
 def _written(recipe: Recipe) -> set[str]:
@@ -207,28 +224,48 @@ def _packing(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
 
 
 def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    stopping = recipe.train.early_stopping
+    limited = stopping is not None and stopping.max_forgetting is not None and bool(recipe.eval.guard)
     if recipe.data.eval is None:
         scored = {"eval.metrics"} if recipe.data.test is not None else set()
         scored |= {"eval.max_rows"} if recipe.eval.guard else set()
+        scored |= {"eval.every"} if limited else set()
         dead = [key for key in _NEED_EVAL if key in written and key not in scored]
         dead += ["checkpoint.best"] if "checkpoint.best" in written and recipe.checkpoint.best is not None else []
         dead += ["data.seed"] if recipe.data.seed is not None and not recipe.eval.guard else []
-        dead += ["train.early_stopping"] if recipe.train.early_stopping is not None else []
+        dead += ["train.early_stopping"] if stopping is not None and not limited else []
         for key in dead:
             message = f"{NO_EFFECT} without data.eval. Give data.eval a path or a share such as '5%'."
             yield Problem(key, message)
+
+
+def _stopping(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    """Rules of early stopping that nothing would set off."""
+    stopping = recipe.train.early_stopping
+    if stopping is None:
+        return
+    key = "train.early_stopping"
+    if stopping.max_forgetting is not None and not recipe.eval.guard:
+        message = f"{NO_EFFECT} without eval.guard. Name rows there that the model must not forget."
+        yield Problem(f"{key}.max_forgetting", message)
+    elif stopping.max_forgetting is None and stopping.patience is None:
+        yield Problem(key, f"{NO_EFFECT} with neither patience nor max_forgetting. Remove it.")
+    elif recipe.data.eval is None and stopping.max_forgetting is not None:
+        for name in sorted({"patience", "min_delta"} & stopping.model_fields_set):
+            if getattr(stopping, name) is not None:
+                yield Problem(f"{key}.{name}", f"{NO_EFFECT} without data.eval. Remove it.")
+    if stopping.patience is None and "min_delta" in stopping.model_fields_set:
+        yield Problem(f"{key}.min_delta", f"{NO_EFFECT} without patience. Remove it.")
 
 
 def _generation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     objective = recipe.objective
     auto = recipe.eval.metrics == "auto"
     metrics = recipe.method.default_metrics(objective) if auto else tuple(recipe.eval.metrics)
-    known = (*objective.forward_metrics, *objective.generation_metrics)
     for metric in metrics:
-        if metric not in known:
-            message = f"{metric!r} is no metric of {objective.name}.{suggestion(metric, known)}"
+        if (message := objective.metric_problem(metric)) is not None:
             yield Problem("eval.metrics", message)
-    if not set(metrics) & set(objective.generation_metrics):
+    if not objective.generates(metrics):
         for key in ("eval.generate_every", "eval.max_new_tokens"):
             if key in written and getattr(recipe.eval, key.split(".")[1]) is not None:
                 message = f"{NO_EFFECT}: no metric in eval.metrics generates. Add exact_match or remove the key."

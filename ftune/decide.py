@@ -15,8 +15,8 @@ from ftune.facts import Device, Facts, Machine
 from ftune.memory import OPTIMIZER_STATES, Dtype, estimate_memory, memory_of_a_process
 from ftune.micro_batch import Decide, Where, decide_accumulation, decide_micro_batch, longest_of, types_of
 from ftune.plan import Plan
-from ftune.quantities import Duration, is_share, steps_of
-from ftune.recipe import Recipe
+from ftune.quantities import Duration, is_share, parse_share, steps_of
+from ftune.recipe import EarlyStopping, Recipe
 
 LONGEST_BY_DEFAULT = 1024
 LOGITS_AT_ONCE: dict[Device, int] = {"cpu": 2**24, "cuda": 2**27, "mps": 2**26}
@@ -275,7 +275,9 @@ def _decide_cadences(recipe: Recipe, facts: Facts, source: Where, decide: Decide
         why = f"{value} of {steps} steps ({source(key)})" if is_share(value) else source(key)
         return steps_of(value, steps), why
 
-    decide("eval_every", *cadence("eval.every", recipe.eval.every, held))
+    stopping = recipe.train.early_stopping or EarlyStopping(patience=None)
+    limited = stopping.max_forgetting is not None and bool(recipe.eval.guard)
+    decide("eval_every", *cadence("eval.every", recipe.eval.every, held or limited))
     decide("generate_every", *cadence("eval.generate_every", recipe.eval.generate_every, held))
     decide("eval_batch_size", values["micro_batch_size"], "as large as a micro-batch")
     if recipe.eval.metrics == "auto":
@@ -286,9 +288,11 @@ def _decide_cadences(recipe: Recipe, facts: Facts, source: Where, decide: Decide
     decide("keep", recipe.checkpoint.keep, source("checkpoint.keep"))
     why = source("checkpoint.best") if held else "there is no data.eval"
     decide("best", recipe.checkpoint.best if held else None, why)
-    stopping = recipe.train.early_stopping
-    decide("patience", None if stopping is None else stopping.patience, source("train.early_stopping"))
-    decide("min_delta", 0.0 if stopping is None else float(stopping.min_delta), source("train.early_stopping"))
+    why = source("train.early_stopping")
+    decide("patience", *((stopping.patience, why) if held else (None, "there is no data.eval")))
+    decide("min_delta", float(stopping.min_delta), why)
+    limit = parse_share(stopping.max_forgetting) if stopping.max_forgetting is not None and limited else None
+    decide("max_forgetting", limit, why if recipe.eval.guard else "there is no eval.guard")
 
 
 def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ftune.data.read import files_of, fingerprint
 from ftune.errors import ArtifactError, Problem, RecipeError
+from ftune.hook import is_hook, module_file
 from ftune.load import Loaded
 from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources
@@ -120,14 +121,16 @@ def is_complete(folder: Path, loaded: Loaded) -> bool:
 
 
 def data_files(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """SHA-256 of every local data file of a recipe, by path."""
+    """SHA-256 of every local data file of a recipe and of its own metrics' modules, by path."""
     found: dict[str, str] = {}
     parts = [recipe.data.train, recipe.data.test, *([recipe.eval.guard] if recipe.eval.guard else [])]
     parts += [] if is_share(recipe.data.eval) else [recipe.data.eval]
     for part in parts:
         for source in sources(part):
             found.update(fingerprint([file.resolve() for file in files_of(source, folder)]))
-    return found
+    own = [] if recipe.eval.metrics == "auto" else [name for name in recipe.eval.metrics if is_hook(name)]
+    modules = [file.resolve() for name in own if (file := module_file(name, folder)) is not None]
+    return {**found, **fingerprint(modules)}
 
 
 def _read(path: Path) -> dict[str, Any]:

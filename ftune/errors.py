@@ -2,6 +2,7 @@
 
     FtuneError              1   a bug of ours, please report
     |- RecipeError          2   the recipe or the command line is wrong (holds ALL problems)
+    |- MetricError          2   a metric of the user's own fails
     |- DataError            3   rows that cannot be read, rendered or trained on
     |- ArtifactError        4   a checkpoint, run or model is damaged or does not match
     |- DiskError            5   full, read-only or forbidden
@@ -59,6 +60,12 @@ class RecipeError(FtuneError, ValueError):
         lines = [str(problem) for problem in self.problems]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         super().__init__("\n".join([*lines, f"{count}. Nothing was run."]))
+
+
+class MetricError(FtuneError, ValueError):
+    """A metric of the user's own cannot be found, fails, or returns no finite number for a row."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)

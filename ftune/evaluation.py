@@ -7,7 +7,7 @@ tokenizers. 95% intervals are percentile bootstraps over rows, see `ftune.metric
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from ftune.data.pack import Cut
 from ftune.errors import DivergedError
 from ftune.metrics import Score
 from ftune.metrics.bootstrap import ratio
+from ftune.metrics.custom import RowScores, custom
 
 if TYPE_CHECKING:
     import torch
@@ -125,13 +126,22 @@ def mean_loss(losses: RowLosses) -> float:
 
 
 def forward_scores(
-    losses: RowLosses, objective: Objective, labels: Sequence[str], metrics: Sequence[str], *, intervals: bool
-) -> Scores:
-    """Loss, perplexity, bits per byte and what the objective makes of a head's outputs; those that `metrics` names."""
+    losses: RowLosses, objective: Objective, labels: Sequence[str], metrics: Sequence[str],
+    functions: Mapping[str, RowScores], *, intervals: bool,
+) -> Scores:  # fmt: skip
+    """Loss, perplexity, bits per byte and what the objective makes of a head's outputs; those that `metrics` names.
+
+    Raises:
+        MetricError: one of `functions`, the user's own of them, fails.
+    """
     scores = likelihood_scores(losses, metrics, intervals=intervals)
-    wanted = [name for name in metrics if name not in scores]
+    wanted = [name for name in metrics if name not in scores and name not in functions]
     if losses.outputs is not None and wanted:
         scores |= objective.task_scores(losses.outputs, losses.examples, labels, wanted, intervals=intervals)
+    if losses.outputs is not None and functions:
+        answers = objective.answers(losses.outputs, losses.examples, labels)
+        received, expected = [one.received for one in answers], [one.expected for one in answers]
+        scores |= custom(received, expected, functions, intervals=intervals)
     return {name: scores[name] for name in metrics if name in scores}
 
 

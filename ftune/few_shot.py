@@ -21,6 +21,7 @@ from ftune.evaluation import Scores
 from ftune.evidence import rows_digest
 from ftune.generation import Prediction
 from ftune.in_context import InContext
+from ftune.metrics.custom import load_metrics
 from ftune.objectives import TEXT_METRICS
 from ftune.options import LABEL_METRICS, OPTION_METRICS, Question
 from ftune.recipe import Recipe
@@ -91,8 +92,9 @@ def evaluate_shots(
     )  # fmt: skip
     questions = _questions(scorer, rows, asked)
     names = _metrics(recipe, rows, metrics, questions)
+    scorer.functions = load_metrics(names, record.folder)
     before = _before(scorer, rows, questions, asked, tick)
-    writes = bool(set(names) & set(TEXT_METRICS))
+    writes = bool(set(names) & {*TEXT_METRICS, *scorer.functions})
     _check_fit(scorer, rows, questions, before, max(asked.shots), writes=writes)
     found, digest = [], rows_digest([sample.row for sample in rows.scored])
     for count in asked.shots:
@@ -264,7 +266,7 @@ def _scored(
     if questions is not None and set(names) & {*OPTION_METRICS, *LABEL_METRICS}:
         found, predictions = scorer.options(questions, before, names, calibrate=asked.calibrate)
         scores |= found
-    if set(names) & set(TEXT_METRICS):
+    if set(names) & {*TEXT_METRICS, *scorer.functions}:
         every = list({id(one): one for some in before for one in some}.values())
         found, predictions = scorer.answers(shown, every, names)
         scores |= found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftune import quantisation
+from ftune import quantisation, stopping
 from ftune.data.build import Split
 from ftune.data.order import Draw
 from ftune.data.pack import Cut
@@ -19,6 +19,7 @@ from ftune.generation import Prediction, predict, predictions_lines, text_scores
 from ftune.label_predictions import LabelPrediction, class_table, label_predictions
 from ftune.loop import training_module
 from ftune.manifest import verify
+from ftune.metrics.custom import RowScores
 from ftune.model import cast_weights, load_trainable
 from ftune.report import Report
 from ftune.report_files import write_report
@@ -80,10 +81,8 @@ def finish(run: Run) -> Report:
 
 def _choose_step(run: Run) -> int:
     """Put the weights of the step that becomes `model/` into the model: the best, else the last."""
-    state = run.state
-    best = state.best_step if run.plan.best is not None else None
-    step = state.step if best is None else best
-    if step == state.step:
+    step = stopping.model_step(run.state, run.plan)
+    if step == run.state.step:
         return step
     from safetensors.torch import load_file
 
@@ -141,6 +140,7 @@ def score(run: Run, target: Target, split: Split, name: str) -> Scored:
         target,
         split,
         metrics=run.plan.metrics,
+        functions=run.prepared.functions,
         accelerator=run.accelerator,
         cut=run.plan.padded_cut,
         batch_size=run.plan.eval_batch_size,
@@ -155,6 +155,7 @@ def score_target(
     split: Split,
     *,
     metrics: tuple[str, ...],
+    functions: Mapping[str, RowScores],
     accelerator: Accelerator,
     cut: Cut,
     batch_size: int,
@@ -168,6 +169,7 @@ def score_target(
         target: what is scored.
         split: the rows.
         metrics: their names.
+        functions: the user's own of them.
         accelerator: where.
         cut: how rows become forwards.
         batch_size: answers that are written at a time.
@@ -190,8 +192,8 @@ def score_target(
         tick=tick,
     )
     labels = target.record.labels
-    scores = forward_scores(losses, recipe.objective, labels, metrics, intervals=True)
-    if set(metrics) & set(recipe.objective.generation_metrics):
+    scores = forward_scores(losses, recipe.objective, labels, metrics, functions, intervals=True)
+    if recipe.objective.generates(metrics):
         predictions = predict(
             target.model,
             split.samples,
@@ -201,7 +203,7 @@ def score_target(
             batch_size=batch_size,
             tick=tick,
         )
-        return Scored(scores | text_scores(predictions, metrics, intervals=True), predictions)
+        return Scored(scores | text_scores(predictions, metrics, functions, intervals=True), predictions)
     return Scored(
         scores,
         label_predictions(losses, recipe.objective, labels, split.samples),
@@ -220,6 +222,7 @@ def _report(run: Run, step: int, scored: dict[str, Scored], guard: dict[str, Sco
         "mergeable": recipe.learner.mergeable and not recipe.learner.standalone,
         "writes": bool(recipe.objective.generation_metrics),
         "finished": state.finished,
+        "forgetting": stopping.forgetting(state, plan),
         "steps": state.step,
         "model_step": step,
         "baseline": state.baseline,

@@ -12,6 +12,7 @@ from ftune.compiled import uncompiled
 from ftune.data.render import Renderer
 from ftune.data.shape import Sample
 from ftune.evaluation import Scores, Tick
+from ftune.metrics.custom import RowScores, custom
 from ftune.objectives import TEXT_METRICS
 
 if TYPE_CHECKING:
@@ -185,13 +186,20 @@ def _decoded(ids: list[int], renderer: Renderer) -> str:
     return str(renderer.tokenizer.decode(ids[:end], skip_special_tokens=True))
 
 
-def text_scores(predictions: Sequence[Prediction], metrics: Sequence[str], *, intervals: bool) -> Scores:
-    """Those of `metrics` that compare answers with what was expected."""
+def text_scores(
+    predictions: Sequence[Prediction], metrics: Sequence[str], functions: Mapping[str, RowScores], *, intervals: bool
+) -> Scores:
+    """Those of `metrics` that compare answers with what was expected.
+
+    Raises:
+        MetricError: one of `functions`, the user's own of them, fails.
+    """
     from ftune.metrics.texts import texts
 
     wanted = [name for name in metrics if name in TEXT_METRICS]
     received, expected = [p.received for p in predictions], [p.expected for p in predictions]
-    return texts(received, expected, wanted, intervals=intervals) if wanted and predictions else {}
+    scores = texts(received, expected, wanted, intervals=intervals) if wanted and predictions else {}
+    return scores | custom(received, expected, functions, intervals=intervals)
 
 
 def predictions_lines(predictions: Sequence[Prediction | LabelPrediction]) -> str:

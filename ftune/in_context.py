@@ -5,7 +5,7 @@ What all rows share is computed once, where the model allows it (`ftune.prefix_c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from ftune.errors import DataError, RowProblem
 from ftune.evaluation import RowLosses, Scores, likelihood_scores, row_losses
 from ftune.generation import Prediction, predict, text_scores
 from ftune.loop import training_module
+from ftune.metrics.custom import RowScores
 from ftune.options import (
     OptionTexts,
     Question,
@@ -67,6 +68,8 @@ class InContext:
     batch_size: int
     chunk: int | None
     tick: Tick
+    functions: Mapping[str, RowScores] = field(default_factory=dict)
+    """The user's own metrics, of `ftune.metrics.custom`."""
     cache: PrefixCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -282,7 +285,7 @@ class InContext:
             prefix=prefix,
             stop=StopText(SEPARATOR, self.renderer.tokenizer) if ends else None,
         )
-        return text_scores(predictions, metrics, intervals=True), predictions
+        return text_scores(predictions, metrics, self.functions, intervals=True), predictions
 
 
 def score_choices(scorer: InContext, split: Split, metrics: Sequence[str]) -> tuple[Scores, list[Prediction]]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ftune import methods, objectives
-from ftune.consistency import NO_EFFECT, consistency_problems
+from ftune.consistency import NO_EFFECT, consistency_problems, hook_problems
 from ftune.errors import Problem, RecipeError
 from ftune.explain import explain
 from ftune.recipe import Recipe
@@ -43,6 +43,9 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "eval.max_new_tokens": ("eval.metrics",),
     "checkpoint.best": ("data.eval",),
     "train.early_stopping": ("data.eval",),
+    "train.early_stopping.patience": ("data.eval",),
+    "train.early_stopping.min_delta": ("data.eval", "train.early_stopping.patience"),
+    "train.early_stopping.max_forgetting": ("eval.guard",),
 }
 """Keys whose contradiction with another is not reported while that other key is itself invalid."""
 
@@ -93,6 +96,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     tree, text = _with_bases(path, ())
     problems = [problem for override in overrides for problem in _apply(tree, override)]
     recipe, errors, dead = _examine(tree.plain())
+    errors += [] if recipe is None else hook_problems(recipe, path.parent)
     notes = []
     for problem in (*errors, *dead):
         where = tree.place(problem.path) or f"{path}:1:1"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ftune.ahead import Ahead, Laid, lay_out
@@ -95,6 +96,7 @@ def train_steps(
     first_step: int,
     interrupted: Callable[[], bool],
     meter: Meter,
+    rate_of: Callable[[int], float] | None = None,
 ) -> Generator[StepResult]:
     """Make updates `first_step` to `plan.steps - 1`.
 
@@ -111,6 +113,7 @@ def train_steps(
         first_step: updates already done.
         interrupted: polled between micro-batches of a single process; true ends the loop without a partial update.
         meter: counts operations, and sees where the time goes.
+        rate_of: learning rate of a step, from 0; None is the plan's schedule.
 
     Yields:
         One result per update.
@@ -122,9 +125,7 @@ def train_steps(
     module.train()
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     on_cuda = device.type == "cuda"
-
-    def collate(rows: list[Example]) -> Batch:
-        return objective.collate_packed(rows) if plan.packing else objective.collate(rows, pad_id)
+    collate = objective.collate_packed if plan.packing else partial(objective.collate, pad_id=pad_id)
 
     def make(step: int) -> Laid:
         work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
@@ -138,7 +139,8 @@ def train_steps(
                 _compile(make(0), accelerator, module, interrupted)
             with meter.span("data"):
                 laid, waited = next(ready)
-            done = _update(plan, laid, accelerator, module, optimizer, interrupted, meter)
+            rate = learning_rate(plan, step) if rate_of is None else rate_of(step)
+            done = _update(plan, laid, rate, accelerator, module, optimizer, interrupted, meter)
             if done is None:
                 return
             yield _result(laid.window, done, time.perf_counter() - started, waited, meter)
@@ -175,13 +177,14 @@ class Done(NamedTuple):
 def _update(
     plan: Plan,
     laid: Laid,
+    rate: float,
     accelerator: Accelerator,
     module: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     interrupted: Callable[[], bool],
     meter: Meter,
 ) -> Done | None:
-    """One update of what learns; None, and no update, when interrupted.
+    """One update of what learns, at learning rate `rate`; None, and no update, when interrupted.
 
     Raises:
         DivergedError: loss or gradient norm is not finite.
@@ -197,7 +200,6 @@ def _update(
         grad_norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise DivergedError(_diverged(work, loss, grad_norm, _over_ranks(suspects, accelerator)))
-    rate = learning_rate(plan, work.step)
     set_learning_rate(optimizer, rate)
     with meter.span("optimizer"):
         optimizer.step()

@@ -79,6 +79,7 @@ class Plan(BaseModel):
     best: str | None
     patience: int | None
     min_delta: float
+    max_forgetting: float | None
     max_minutes: float | None
     total_parameters: int
     trainable_parameters: int

@@ -20,6 +20,7 @@ from ftune.errors import Problem, RecipeError
 from ftune.facts import Facts, facts_of_data, look_at_machine
 from ftune.load import Loaded
 from ftune.loss_trial import chunking_refusal
+from ftune.metrics.custom import RowScores, load_metrics
 from ftune.model import auto_class, look_at_model, with_head
 from ftune.objectives import Head
 from ftune.optim import check_packages
@@ -51,7 +52,10 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run needs besides weights; `draw` hides parts of examples where the objective does that."""
+    """All that a run needs besides weights.
+
+    `draw` hides parts of examples where the objective does that; `functions` are the metrics of the user's own.
+    """
 
     start: Start
     tokenizer: PreTrainedTokenizerBase
@@ -61,15 +65,18 @@ class Prepared:
     record: Record
     facts: Facts
     plan: Plan
+    functions: dict[str, RowScores]
 
 
 def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     """Look at machine, model and data, and make the plan.
 
     Raises:
-        RecipeError, DataError, MachineError: what was asked cannot be done here.
+        RecipeError, DataError, MachineError, MetricError: what was asked cannot be done here.
     """
-    recipe, rows = loaded.recipe, prepare_data(loaded, tick)
+    recipe = loaded.recipe
+    functions = load_metrics([] if recipe.eval.metrics == "auto" else recipe.eval.metrics, loaded.folder)
+    rows = prepare_data(loaded, tick)
     start, tokenizer = rows.start, rows.tokenizer
     fingerprint = start.fingerprint()
     record = Record(recipe, loaded.folder, fingerprint, rows.dataset.labels)
@@ -89,7 +96,7 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     train = rows.dataset.train
     if train.mix is not None:
         train.report.notes += train.mix.unseen_notes(plan.seed, plan.steps, plan.batch_size)
-    return Prepared(start, tokenizer, rows.renderer, rows.dataset, rows.draw, record, facts, plan)
+    return Prepared(start, tokenizer, rows.renderer, rows.dataset, rows.draw, record, facts, plan, functions)
 
 
 def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:

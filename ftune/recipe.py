@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from ftune.file_formats import FileFormat
+from ftune.hook import parse_hook
 from ftune.methods import Method
 from ftune.methods.full import Full
 from ftune.objectives import Objective
@@ -34,18 +35,6 @@ def _duration(value: Any) -> Any:
     """A number without a unit gets the same answer as any other text that is no duration."""
     Duration.parse(value if isinstance(value, str) else repr(value))
     return value
-
-
-def parse_loader(text: str) -> str:
-    """Check that `text` is `module:function`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    module, _, function = text.partition(":")
-    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise ValueError(f"expected 'module:function', such as 'loaders:trees', received {text!r}")
-    return text
 
 
 PathText = Annotated[str, Field(min_length=1)]
@@ -107,7 +96,7 @@ class Source(Section):
 
     path: PathText
     """File, glob or hub id; files are relative to the recipe. With a `loader`, also a folder."""
-    loader: Annotated[str, _checked(parse_loader)] | None = None
+    loader: Annotated[str, _checked(parse_hook)] | None = None
     """`module:function` of your own, called with the path, that yields one dict a row: for shapes that no format
     covers. The module is a file beside the recipe, or installed."""
     file_format: FileFormat | None = None
@@ -192,12 +181,15 @@ class Data(Section):
 
 
 class EarlyStopping(Section):
-    """Stop when the evaluation no longer improves."""
+    """Stop when the evaluation no longer improves, or when the model forgets."""
 
-    patience: Annotated[int, Field(ge=1)] = 3
-    """Evaluations without improvement before the run stops; >= 1."""
+    patience: Annotated[int, Field(ge=1)] | None = 3
+    """Evaluations without improvement before the run stops; >= 1. Null does not look at improvement."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """Smallest fall of the watched loss that counts as improvement; nats per token, >= 0."""
+    max_forgetting: Share | None = None
+    """Stop when the loss of a set in `eval.guard` has risen by more than this share of its value before training; the
+    sets are scored at each evaluation, and a step beyond the limit is never the best. Null does not stop for it."""
 
 
 Optimizer = Literal["adamw", "muon", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit"]
@@ -240,7 +232,7 @@ class Train(Section):
     """Let torch's compiler merge what a block does beside products and attention; the first start waits for it. `auto`
     does so where the run is long enough to win that back. Needs a C++ compiler."""
     early_stopping: EarlyStopping | None = None
-    """Stop early; needs `data.eval`."""
+    """Stop early; needs `data.eval`, or `eval.guard` for `max_forgetting`."""
 
 
 class Eval(Section):
@@ -251,7 +243,8 @@ class Eval(Section):
     max_rows: Annotated[int, Field(ge=1)] | None = 500
     """Score at most this many rows of `data.eval`, and of each `guard` set, chosen by the seed; null takes all."""
     metrics: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
-    """`auto` is what one forward pass yields; name `exact_match` to compare generated answers as well."""
+    """`auto` is what one forward pass yields; name `exact_match` to compare generated answers as well.
+    `module:function`, a file beside the recipe or installed, is one of your own: it gives each row a number."""
     generate_every: Cadence | None = None
     """Steps between evaluations that also generate, a multiple of `every`; null generates only at the end."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256

@@ -22,6 +22,8 @@ SENTENCE_KEYS = frozenset(
 )  # fmt: skip
 """What `sentences` needs of a split."""
 
+NONE_WITHIN = "the last; no evaluated step was within the limit"
+
 
 class Result(NamedTuple):
     """One line of the table of results."""
@@ -54,8 +56,32 @@ def headline(report: Mapping[str, Any]) -> str:
 def which_step(report: Mapping[str, Any], *, best: bool) -> str:
     """A sentence: where the scores are from."""
     if report.get("finished"):
-        return f"model/ is step {report.get('model_step')}{' (best eval loss)' if best else ' (the last)'}."
+        return f"model/ is step {report.get('model_step')} ({_choice(report, best)})."
     return "Scores are those of the last evaluation during training; there is no model/ of this state yet."
+
+
+def _choice(report: Mapping[str, Any], best: bool) -> str:
+    """Why this step is the model."""
+    choice = "best eval loss" if best else "the last"
+    forgetting = report.get("forgetting")
+    if forgetting is None:
+        return choice
+    return f"{choice} within the limit of forgetting" if forgetting["kept"] else NONE_WITHIN
+
+
+def forgetting(report: Mapping[str, Any]) -> list[str]:
+    """What the rule of forgetting saw at the last evaluation: a sentence, or nothing."""
+    found = report.get("forgetting")
+    if found is None or not found["rise"]:
+        return []
+    worst = max(found["rise"], key=lambda name: found["rise"][name])
+    rise = found["rise"][worst]
+    key = f"{100 * found['limit']:.4g}% of train.early_stopping.max_forgetting"
+    if found["beyond"]:
+        ended = "Stopped, since the" if report["finished"] == "forgetting" else "The"
+        above = f"{rise:.2%} above its value before training"
+        return [f"{ended} loss of guard set {worst} was {above}: beyond the {key}."]
+    return [f"The loss of no guard set rose by more than the {key}; the most is {worst} with {rise:+.2%}."]
 
 
 def results(report: Mapping[str, Any]) -> list[Result]:
@@ -142,6 +168,7 @@ def to_markdown(report: Mapping[str, Any], *, best: bool) -> str:
         f"| {row.what} | {_number(row.before)} | {_number(row.value)} | {interval(row.ci95)} |"
         for row in results(report)
     ] or ["| (no eval rows) | | | |"]
+    lines += [line for sentence in forgetting(report) for line in ("", sentence)]
     lines += ["", which_step(report, best=best).replace("model/", "`model/`"), "", "## Cost", ""]
     lines += ["| what | value |", "|---|--:|", *(f"| {what} | {text} |" for what, text in costs(report).items())]
     lines += ["", "![loss](loss.png)", "", "![learning rate, gradient norm, tokens per second](training.png)", ""]

@@ -25,6 +25,7 @@ from ftune.report import (
     data_rows,
     detail,
     detail_tables,
+    forgetting,
     headline,
     interval,
     mebibytes,
@@ -74,7 +75,8 @@ def _results(report: Mapping[str, Any]) -> str:
 
 
 def _which(files: RunFiles) -> str:
-    return paragraph(which_step(files.known, best=files.plan.get("best") is not None))
+    sentences = [*forgetting(files.known), which_step(files.known, best=files.plan.get("best") is not None)]
+    return "".join(map(paragraph, sentences))
 
 
 def _curves(files: RunFiles) -> Iterable[str]:

@@ -7,7 +7,6 @@ go on is in its checkpoints; everything else is recomputed, since order and rand
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftune import drift, finish
+from ftune import drift, finish, stopping
 from ftune.begin import open_run
 from ftune.data.build import Split
 from ftune.data.order import first_epoch
@@ -28,7 +27,6 @@ from ftune.load import Loaded
 from ftune.loop import StepResult, train_steps
 from ftune.model import trainable_state
 from ftune.optim import optimizer_state
-from ftune.plan import Plan
 from ftune.prepare import output_dir_of, prepare
 from ftune.profile_view import meter_of, publish_profile
 from ftune.report import Report
@@ -77,18 +75,10 @@ def train(
         listener.note(note)
     run = open_run(loaded, prepared, folder, listener, stop, Store(folder, on_operation), overwrite)
     run.meter = meter_of(run, profile_steps)
-    if _goes_on(run):
+    if stopping.goes_on(run.state, run.plan):
         run.state.finished = None
         _train(run)
     return finish.finish(run)
-
-
-def _goes_on(run: Run) -> bool:
-    """Whether steps are left to make, also after the recipe was extended."""
-    state, plan = run.state, run.plan
-    if state.finished == "early_stopping" and plan.patience is not None:
-        return state.evaluations_without_gain < plan.patience
-    return state.finished is None or state.step < plan.steps
 
 
 def _steps(run: Run) -> Generator[StepResult]:
@@ -132,10 +122,10 @@ def _fit(run: Run) -> Generator[StepResult]:
 
 def _train(run: Run) -> None:
     """Consume the loop: log, evaluate, save, stop."""
-    plan, state = run.plan, run.state
+    plan, state, guard = run.plan, run.state, run.prepared.dataset.guard
     run.listener.planned(plan, state.step)
-    if state.step == 0 and not state.baseline:
-        state.guard_baseline = {name: _score(run, split) for name, split in run.prepared.dataset.guard.items()}
+    if state.step == 0 and (not state.baseline or state.guard_baseline.keys() != guard.keys()):
+        state.guard_baseline = {name: _score(run, split) for name, split in guard.items()}
         state.baseline = _evaluate(run, generate=False)
     elif state.evaluated_step < state.step and _due(state.step, plan.eval_every, plan.steps):
         _after_step(run)  # the run was cut between this step and its evaluation
@@ -187,10 +177,10 @@ def _after_step(run: Run) -> None:
     if _due(state.step, plan.eval_every, plan.steps):
         with run.meter.span("eval"):
             metrics = _evaluate(run, generate=_due(state.step, plan.generate_every, -1))
+            _score_guards(run)
         state.evaluated_step = state.step
-        better = _note_best(state, metrics["loss"], plan)
-        if plan.patience is not None and state.evaluations_without_gain >= plan.patience:
-            state.finished = "early_stopping"
+        better = stopping.note_evaluation(state, metrics.get("loss"), plan)
+        state.finished = stopping.reason_to_stop(state, plan)
     if state.step == plan.steps:
         state.finished = "complete"
     elif plan.max_minutes is not None and _anywhere(run, time.monotonic() - run.started) >= 60 * plan.max_minutes:
@@ -200,21 +190,6 @@ def _after_step(run: Run) -> None:
     if better or asked or state.finished is not None or _due(state.step, plan.checkpoint_every, plan.steps):
         with run.meter.span("save"):
             _save(run)
-
-
-def _note_best(state: TrainState, loss: float, plan: Plan) -> bool:
-    """Update the best and the early-stopping counter; no loss that is not finite counts. True for a new best."""
-    if math.isfinite(loss) and (state.watched_loss is None or loss < state.watched_loss - plan.min_delta):
-        state.watched_loss, state.evaluations_without_gain = loss, 0
-    else:
-        state.evaluations_without_gain += 1
-    if plan.best is None:
-        state.best_loss = state.best_step = None  # its checkpoint is not protected, and may be gone later
-        return False
-    better = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
-    if better:
-        state.best_loss, state.best_step = loss, state.step
-    return better
 
 
 def _interrupted_anywhere(run: Run) -> bool:
@@ -240,7 +215,7 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
     if split is None:
         return {}
     metrics = _score(run, split)
-    if generate and set(plan.metrics) & set(run.loaded.recipe.objective.generation_metrics):
+    if generate and run.loaded.recipe.objective.generates(plan.metrics):
         answers = predict(
             run.model,
             split.samples,
@@ -250,11 +225,23 @@ def _evaluate(run: Run, *, generate: bool) -> dict[str, float]:
             batch_size=plan.eval_batch_size,
             tick=lambda done, total: _during_evaluation(run, done, total),
         )
-        scores = text_scores(answers, plan.metrics, intervals=False)
+        scores = text_scores(answers, plan.metrics, run.prepared.functions, intervals=False)
         metrics |= {name: score.value for name, score in scores.items()}
     run.log("eval", **metrics)
     run.listener.evaluated(run.state.step, metrics)
     return metrics
+
+
+def _score_guards(run: Run) -> None:
+    """Where the rule of forgetting is on, score the guard sets."""
+    state = run.state
+    if run.plan.max_forgetting is None:
+        return
+    state.guard_losses = {name: _score(run, split)["loss"] for name, split in run.prepared.dataset.guard.items()}
+    for name, rise in stopping.rises(state).items():
+        run.log("guard", name=name, loss=state.guard_losses[name], rise=rise)
+    shown = {f"guard {name}": loss for name, loss in state.guard_losses.items()}
+    run.listener.evaluated(state.step, shown)
 
 
 def _score(run: Run, split: Split) -> dict[str, float]:
@@ -277,7 +264,8 @@ def _score(run: Run, split: Split) -> dict[str, float]:
         )
     except DivergedError as error:
         raise DivergedError(f"evaluation after step {run.state.step}: {error}") from error
-    scores = forward_scores(losses, objective, dataset.labels, run.plan.metrics, intervals=False)
+    functions = run.prepared.functions
+    scores = forward_scores(losses, objective, dataset.labels, run.plan.metrics, functions, intervals=False)
     return {name: score.value for name, score in scores.items()} | {"loss": mean_loss(losses)}
 
 
@@ -311,6 +299,5 @@ def publish_checkpoint(run: Run) -> None:
 
     facts = {"step": state.step, "frozen_hash": run.frozen_hash, "base": run.prepared.facts.model.fingerprint}
     run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts)
-    protected = {state.step} | ({state.best_step} if run.plan.best and state.best_step is not None else set())
-    prune(run.store, run.plan.keep, protected)
+    prune(run.store, run.plan.keep, {state.step, stopping.model_step(state, run.plan)})
     run.log("checkpoint")

@@ -34,6 +34,7 @@ from ftune.generation import Prediction
 from ftune.in_context import InContext, score_choices
 from ftune.label_predictions import LabelPrediction
 from ftune.load import load_recipe
+from ftune.metrics.custom import load_metrics
 from ftune.options import OPTION_METRICS
 from ftune.plan import Runtime
 from ftune.prepare import loss_refusal
@@ -111,14 +112,16 @@ def evaluate(
     recipe = record.recipe
     encoded, shown, has_choices = _encoded(target, record, split, data_file, max_rows, tick)
     names = known_metrics(recipe, metrics, OPTION_METRICS if has_choices else ())
+    functions = load_metrics(names, record.folder)
     accelerator, chunk = build_accelerator(runtime), chunk_of(target, record, runtime)
 
     def scoring(done: int, total: int) -> None:
         tick("scoring", done, total)
 
     scored = score_target(
-        target, encoded, metrics=names, accelerator=accelerator, cut=Cut(batch_size), batch_size=batch_size,
-        chunk=chunk, draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None, tick=scoring,
+        target, encoded, metrics=names, functions=functions, accelerator=accelerator,
+        cut=Cut(batch_size), batch_size=batch_size, chunk=chunk,
+        draw=recipe.objective.drawer(target.tokenizer) if encoded.hides else None, tick=scoring,
     )  # fmt: skip
     scores, predictions = scored.scores, [*scored.predictions]
     if has_choices and set(names) & set(OPTION_METRICS):
@@ -240,13 +243,14 @@ def known_metrics(
         RecipeError: there is no such metric for these rows.
     """
     objective = recipe.objective
-    known = (*(objective.forward_metrics if others else ()), *of_options)
-    known += objective.generation_metrics if others else ()
     if asked:
-        unknown = [name for name in asked if name not in known]
-        if unknown:
-            message = f"{unknown[0]!r} is no metric of {objective.name}.{suggestion(unknown[0], known)}"
-            raise RecipeError([Problem("", message, "--metrics")])
+        unknown = [name for name in asked if name not in of_options]
+        problems = [f"{name!r} is no metric of options.{suggestion(name, of_options)}" for name in unknown]
+        if others:
+            found = [objective.metric_problem(name, of_options) for name in unknown]
+            problems = [message for message in found if message is not None]
+        if problems:
+            raise RecipeError([Problem("", message, "--metrics") for message in problems])
         return tuple(asked)
     default = recipe.method.default_metrics(objective)
     own = default if recipe.eval.metrics == "auto" else ("loss", *recipe.eval.metrics)

@@ -19,6 +19,8 @@ class TrainState(BaseModel):
         evaluations_without_gain: for early stopping.
         baseline: metrics before the first step.
         guard_baseline: the same of each guard set, by its name.
+        guard_losses: of each guard set at the last evaluation, where the rule of forgetting is on.
+        within_step: without a best, the last evaluated step within the limit of forgetting.
         finished: why no step follows, once that is so.
     """
 
@@ -37,4 +39,6 @@ class TrainState(BaseModel):
     evaluations_without_gain: int = 0
     baseline: dict[str, float] = {}
     guard_baseline: dict[str, dict[str, float]] = {}
+    guard_losses: dict[str, float] = {}
+    within_step: int | None = None
     finished: str | None = None

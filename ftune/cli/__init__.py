@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ftune.cli import cache, compare, data, evaluate, inspect, merge, predict, recipes, report, train
+from ftune.cli import cache, compare, data, evaluate, inspect, lr_find, merge, predict, recipes, report, train
 
 app = typer.Typer(
     name="ftune",
@@ -45,6 +45,7 @@ app.command("merge")(merge.merge_cli)
 app.command("check")(inspect.check_cli)
 app.command("plan")(inspect.plan_cli)
 app.command("data")(data.data_cli)
+app.command("lr-find")(lr_find.lr_find_cli)
 app.command("methods")(inspect.methods_cli)
 app.command("report")(report.report_cli)
 app.command("verify")(inspect.verify_cli)

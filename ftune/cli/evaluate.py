@@ -62,15 +62,42 @@ def eval_cli(
     options: Annotated[
         str | None, typer.Option("--options", help="What is scored of choices: letters or texts; default: as prompted.")
     ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            "--benchmark", help="Tasks of lm-evaluation-harness instead: names, task files or folders; commas."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --benchmark: rows of each task.")] = None,
     set: Set = None,  # noqa: A002 - the option's name
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     offline: Offline = False,
 ) -> None:
-    """Score a target on held-out rows."""
+    """Score a target on held-out rows, or on standard benchmarks."""
+    from ftune.errors import Problem, RecipeError
+
     stop = begin(offline=offline, verbose=verbose)
     numbers = _checked(split, shots, demonstrations, options)
+    if benchmark is not None:
+        from ftune.cli.benchmark import run_benchmark
+
+        own = {
+            "--split": split, "--data": data, "--metrics": metrics, "--max-rows": max_rows,
+            "--predictions": predictions,
+            "--resamples": resamples, "--demonstrations": demonstrations, "--calibrate": calibrate or None,
+            "--template": template, "--options": options,
+        }  # fmt: skip
+        if len(numbers) > 1:
+            raise RecipeError([Problem("", "with --benchmark, name one number of shots.", "--shots")])
+        run_benchmark(
+            target, benchmark, own, shots=None if shots is None else numbers[0], limit=limit, batch_size=batch_size,
+            overrides=tuple(set or ()), stop=stop, as_json=json, quiet=quiet,
+        )  # fmt: skip
+        return
+    if limit is not None:
+        raise RecipeError([Problem("", "has no effect without --benchmark. Leave it out.", "--limit")])
     quiet_libraries()
     from ftune.as_language_model import Asked
     from ftune.cli.progress import Screen

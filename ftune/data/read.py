@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ftune.data.hub import hub_rows, split_of
-from ftune.data.loader import load_rows, module_file
+from ftune.data.loader import load_rows
 from ftune.data.parse import Reading, parse
 from ftune.data.streams import Fault, Item
 from ftune.errors import DataError, RowProblem, suggestion
 from ftune.file_formats import COMPRESSED, ENDINGS, codec_of, ending_of
+from ftune.hook import module_file
 from ftune.quantities import Slice
 from ftune.recipe import Source
 

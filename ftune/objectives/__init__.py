@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from ftune.errors import suggestion
+from ftune.hook import is_hook
 from ftune.lookup import find, names_in
 from ftune.metrics import names_of
 
@@ -87,6 +89,26 @@ class Objective(BaseModel):
     def forward_metrics(self) -> tuple[str, ...]:
         """Metrics that one forward pass per batch yields."""
         raise NotImplementedError
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether answers can be compared with what was expected, by a function of the user's own."""
+        return bool(self.generation_metrics)
+
+    def generates(self, metrics: Sequence[str]) -> bool:
+        """Whether one of `metrics` needs generated text."""
+        return any(name in self.generation_metrics or is_hook(name) for name in metrics if self.generation_metrics)
+
+    def metric_problem(self, name: str, besides: Sequence[str] = ()) -> str | None:
+        """Why `name` is no metric of this objective, nor one of those `besides`, or None."""
+        known = (*self.forward_metrics, *besides, *self.generation_metrics)
+        if name in known:
+            return None
+        if not is_hook(name):
+            return f"{name!r} is no metric of {self.name}.{suggestion(name, known)}"
+        if not self.has_answers:
+            return f"{name!r} compares answers, and {self.name} gives none. Known: {', '.join(known)}."
+        return None
 
     @property
     def label_at(self) -> Literal["first", "last"]:

@@ -72,6 +72,11 @@ class SequenceClassification(Objective):
         """Loss, and what suits the problem."""
         return ("loss", *names_of(self.problem))
 
+    @property
+    def has_answers(self) -> bool:
+        """A label, labels or a number."""
+        return True
+
     def problems(self) -> list[tuple[str, str]]:
         """Settings that mean nothing for this problem."""
         needs_one = f"has no effect on problem {self.problem}, it is for single_label. Remove it."

@@ -48,6 +48,11 @@ class TokenClassification(Objective):
         return ("loss", *names_of("token_labels"))
 
     @property
+    def has_answers(self) -> bool:
+        """A label for each word."""
+        return True
+
+    @property
     def label_at(self) -> Literal["first", "last"]:
         """As the recipe says."""
         return self.align

@@ -187,6 +187,9 @@ def test_every_command_option_and_exit_code_is_on_the_page() -> None:
 def test_yaml_blocks_are_valid(block: Block, tmp_path: Path) -> None:
     """Whole recipes as they are; fragments of recipes over a small one; anything else must be YAML at least."""
     keys = set(parse_yaml(block.text, str(block)).plain())
+    for other in blocks_of(block.page):
+        if other.language == "python" and (name := re.match(r"# (\w+\.py)", other.text)):
+            (tmp_path / name[1]).write_text(other.text, encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     if "model" in keys:
         recipe.write_text(block.text, encoding="utf-8")
@@ -218,7 +221,7 @@ def test_commands_stand_in_bash_blocks() -> None:
 def test_commands_named_in_sentences_exist() -> None:
     root: Any = typer.main.get_command(app)
     for page in PAGES:
-        for verb in re.findall(r"`ftune ([a-z]+)", page.read_text(encoding="utf-8")):
+        for verb in re.findall(r"`ftune ([a-z][a-z-]*)", page.read_text(encoding="utf-8")):
             assert verb in root.commands, f"{page.name}: ftune {verb}"
 
 

@@ -88,10 +88,10 @@ def test_an_answer_is_right_up_to_white_space_at_its_ends_and_never_when_empty(
 def test_exact_match_is_a_share() -> None:
     answers = [prediction("a", "a"), prediction("a", "b"), prediction("a", ""), prediction("c", "c ")]
     names = ("loss", "exact_match")
-    assert text_scores(answers, names, intervals=False) == {"exact_match": Score(0.5)}
-    low, high = text_scores(answers * 5, names, intervals=True)["exact_match"].ci95 or (0, 0)
+    assert text_scores(answers, names, {}, intervals=False) == {"exact_match": Score(0.5)}
+    low, high = text_scores(answers * 5, names, {}, intervals=True)["exact_match"].ci95 or (0, 0)
     assert 0.2 < low < 0.5 < high < 0.8
-    assert text_scores([], names, intervals=True) == {}
+    assert text_scores([], names, {}, intervals=True) == {}
 
 
 def test_predictions_are_one_json_object_a_line() -> None:

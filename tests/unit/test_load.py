@@ -93,7 +93,7 @@ train:
   activation_checkpointing: true
   deterministic: true
   compile: auto
-  early_stopping: {patience: 5, min_delta: 0.01}
+  early_stopping: {patience: 5, min_delta: 0.01, max_forgetting: 5%}
 eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64,
        guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1,
                 loader: null, file_format: null, header: null, quoting: null, values: {}}]}
@@ -233,7 +233,7 @@ def test_a_full_recipe(here: Path) -> None:
     assert [source.path for source in sources(recipe.data.train)] == ["a.jsonl", "org/b"]
     assert sources(recipe.data.train)[1].columns == {"output": "answer"}
     assert recipe.train.learning_rate == 1e-4
-    assert recipe.train.early_stopping == EarlyStopping(patience=5, min_delta=0.01)
+    assert recipe.train.early_stopping == EarlyStopping(patience=5, min_delta=0.01, max_forgetting="5%")
     assert recipe.checkpoint.best is None
 
 
@@ -468,7 +468,7 @@ def test_everything_is_frozen(prefix: str) -> None:
         ("checkpoint", "kep", "Did you mean 'keep'?"),
         ("distributed", "device", "Did you mean 'devices'?"),
         ("distributed", "zzz", "Known: devices."),
-        ("train.early_stopping", "zzz", "Known: min_delta, patience."),
+        ("train.early_stopping", "zzz", "Known: max_forgetting, min_delta, patience."),
         ("data.test", "zzz", f"Known: {', '.join(sorted(Source.model_fields))}."),
     ],
 )

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from ftune.cli import app
 from ftune.data.cache import Cache
-from ftune.data.loader import module_file
 from ftune.data.read import Row, files_of, read_source
 from ftune.data.samples import read_samples
 from ftune.drift import data_files
 from ftune.errors import DataError, RowProblem
+from ftune.hook import module_file
 from ftune.load import load_recipe
 from ftune.objectives.causal_lm import CausalLM
 from ftune.recipe import Data, Source

@@ -255,7 +255,7 @@ def problems(folder: Path, data: dict[str, Any], **sections: Any) -> list[str]:
          "data.train.file_format: has no effect on what a loader reads. Remove it."),
         ({"path": "a.csv", "header": ["a", "b", "a"]}, "data.train.header: names a column twice: a, b, a."),
         ({"path": "a.csv", "loader": "no function"},
-         "data.train.loader: expected 'module:function', such as 'loaders:trees', received 'no function'."),
+         "data.train.loader: expected 'module:function', such as 'my_code:my_function', received 'no function'."),
         ({"path": "a.csv", "format": "token_labels"}, "data.train.format: token_labels rows do not fit here."),
         ({"path": "a.csv", "columns": {"promt": "x"}},
          "data.train.columns.promt: is no column of ours. Did you mean 'prompt'?"),

@@ -11,15 +11,15 @@ from laws import recipe, train
 
 from ftune.errors import MemoryExhausted, exit_code_of
 from ftune.objectives.causal_lm import CausalLM
-from ftune.run import _note_best
 from ftune.state import TrainState
+from ftune.stopping import note_evaluation
 
 
 def evaluations(losses: list[float], **sections: Any) -> TrainState:
     """The state after these evaluations, one a step."""
     plan, state = plan_of(**sections), TrainState()
     for state.step, loss in enumerate(losses, start=1):
-        _note_best(state, loss, plan)
+        note_evaluation(state, loss, plan)
     return state
 
 

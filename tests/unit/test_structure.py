@@ -19,6 +19,7 @@ LAYERS = [
     {"errors"},
     {
         "lookup",
+        "hook",
         "allocator",
         "quantities",
         "file_formats",
@@ -50,7 +51,7 @@ LAYERS = [
     {"start"},
     {"ahead"},
     {"prefix_cache", "stop_text", "shots", "options"},
-    {"loop", "evaluation", "features"},
+    {"loop", "evaluation", "features", "stopping"},
     {"generation"},
     {"target", "listener", "locking", "label_predictions"},
     {"data_report", "run_files"},
@@ -65,8 +66,8 @@ LAYERS = [
     {"session"},
     {"begin", "finish", "profile_view", "in_context"},
     {"run"},
-    {"witness", "scoring", "answering", "as_language_model", "few_shot", "predicting", "launch"},
-    {"compare"},
+    {"witness", "scoring", "answering", "as_language_model", "few_shot", "predicting", "launch", "lr_find"},
+    {"compare", "benchmark"},
     {"merging"},
     {"smoke"},
     {"cli"},
@@ -74,7 +75,8 @@ LAYERS = [
 ]
 """From the bottom up: a file may import its own layer's files and those below."""
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "scipy", "matplotlib", "pyarrow",
-         "sklearn", "datasketch", "sacrebleu", "rouge_score", "nervaluate", "nltk"}  # fmt: skip
+         "sklearn", "datasketch", "sacrebleu", "rouge_score", "nervaluate", "nltk",
+         "lm_eval"}  # fmt: skip
 LONGER_FILES = {
     "store.py": "all durable writes are in one file on purpose",
 }
