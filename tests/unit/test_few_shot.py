@@ -38,6 +38,8 @@ def project(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Path:
         text = "".join(json.dumps(row) + "\n" for row in some)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     data = {"train": "train.jsonl", "eval": "eval.jsonl", **sections.pop("data", {})}
+    if "eval" in sections:
+        sections["eval"] = {"metrics": ["exact_match"], **sections["eval"]}
     values = {"model": "builtin:tiny-llama", "data": data, "train": {"precision": "fp32"}, **sections}
     (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
     return folder / "recipe.yaml"
@@ -103,9 +105,13 @@ def test_no_scored_row_is_ever_a_demonstration(tmp_path: Path, how: str, of: str
     options: dict[str, Any] = {"split": "eval"}
     if of == "file":
         (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored_rows), encoding="utf-8")
-        options = {"data_file": tmp_path / "other.jsonl", "overrides": ("data.eval=null",)}
+        options = {
+            "data_file": tmp_path / "other.jsonl",
+        }
     if of == "train":
-        options = {"split": "train", "max_rows": 2, "overrides": ("data.eval=null",)}
+        options = {"split": "train", "max_rows": 2}
+    if of != "eval":
+        (tmp_path / "eval.jsonl").write_text('{"prompt": "of its own", "completion": "B"}\n', encoding="utf-8")
     (found,) = scored(path, 2, demonstrations=how, metrics=["exact_match"], **options)
     for one in found.predictions:
         *shown, asked = one.prompt.split("\n\n")
@@ -205,8 +211,8 @@ def test_the_loss_with_shots_is_that_of_the_whole_text(tmp_path: Path, sections:
     """By hand: the demonstrations of the JSON, rendered, before each row, in one forward pass without a cache."""
     import torch
 
-    path = project(tmp_path, PAIRS, **sections)
-    zero, found = scored(path, 0, 3, metrics=["loss", "exact_match"], overrides=("eval.max_new_tokens=3",))
+    path = project(tmp_path, PAIRS, eval={"max_new_tokens": 3}, **sections)
+    zero, found = scored(path, 0, 3, metrics=["loss", "exact_match"])
     from ftune.target import open_target
 
     target = open_target(path)
