@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from ftune.targets import head_modules, linear_modules
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
-class Muon(torch.optim.Optimizer):
-    """torch's Muon and AdamW side by side, with one state and one list of groups.
+class Muon:
+    """torch's Muon and AdamW side by side, with one state and one list of groups, used as an optimizer is.
 
     Args:
         settings: parameter groups.
@@ -28,18 +27,25 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, settings: list[dict[str, Any]], matrices: set[int], *, fused: bool) -> None:
-        super().__init__(settings, {})
+        import torch
+
         chosen, others = _split(settings, matrices, True), _split(settings, matrices, False)
         self._parts: list[torch.optim.Optimizer] = []
         if chosen:
             self._parts.append(torch.optim.Muon(chosen, adjust_lr_fn="match_rms_adamw"))
         if others:
             self._parts.append(torch.optim.AdamW(others, fused=fused))
+        self.state = self._parts[0].state
         for part in self._parts:
             part.state = self.state
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
         """Move everything that has a gradient by one step."""
         for part in self._parts:
             part.step()

@@ -59,7 +59,8 @@ def build_optimizer(plan: Plan, method: Method, model: torch.nn.Module) -> torch
     if plan.optimizer == "muon":
         from ftune.muon import Muon, hidden_matrices
 
-        return Muon(settings, hidden_matrices(model), fused=plan.device != "mps")
+        muon = Muon(settings, hidden_matrices(model), fused=plan.device != "mps")
+        return cast("torch.optim.Optimizer", muon)
     if plan.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 
