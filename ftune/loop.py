@@ -123,16 +123,15 @@ def train_steps(
         MemoryExhausted: the micro-batch does not fit.
     """
     module.train()
-    rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    on_cuda = device.type == "cuda"
+    card = accelerator.device if accelerator.device.type == "cuda" else None
     collate = objective.collate_packed if plan.packing else partial(objective.collate, pad_id=pad_id)
 
     def make(step: int) -> Laid:
         work = window(examples, step, batch_size=plan.batch_size, cut=plan.cut, seed=plan.seed, draw=draw, mix=mix)
-        return lay_out(work, collate, rank, ranks, pin=on_cuda)
+        return lay_out(work, collate, accelerator.process_index, accelerator.num_processes, pin=card is not None)
 
     todo = range(first_step, plan.steps)
-    with Ahead(make, todo, device if on_cuda else None).made() as ready:
+    with Ahead(make, todo, card).made() as ready:
         for step in todo:
             started = time.perf_counter()
             if plan.compile and step == first_step:
