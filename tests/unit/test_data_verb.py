@@ -368,7 +368,8 @@ class Page(HTMLParser):
 
 KNOWN = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "ul", "li", "table", "tr", "th", "td",
-    "thead", "tbody", "div", "pre", "mark", "i", "b", "figure", "svg", "defs", "g", "path", "use", "text", "rect", "clippath",
+    "thead", "tbody", "div", "pre", "mark", "i", "b", "figure", "svg", "defs", "g", "path", "use", "text", "rect",
+    "clippath",
 }  # fmt: skip
 
 
