@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,19 @@ def test_reports_are_written_as_wholes(tmp_path: Path) -> None:
     write_report(Store(run, lambda kind, path: done.append(kind)), read_run(run))
     assert done.count("rename") == 5
     assert done.count("fsync") == 5
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    program = (
+        "import sys\nfrom ftune.cli import app\n"
+        f"for words in (['report', {str(one)!r}], ['report', {str(one)!r}, {str(other)!r}]):\n"
+        "    try:\n        app(words)\n    except SystemExit:\n        pass\n"
+        "print('HEAVY', sorted({'torch', 'transformers', 'datasets', 'scipy', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert "train.learning_rate" in done.stdout
 
 
 # several runs
