@@ -35,7 +35,7 @@ class StopText:
 
         text, tokenizer = self.text, self.tokenizer
 
-        class Holds(StoppingCriteria):
+        class Holds(StoppingCriteria):  # type: ignore[misc]
             def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
                 tails = tokenizer.batch_decode(input_ids[:, max(start, input_ids.shape[1] - TAIL) :])
                 return torch.tensor([text in tail for tail in tails], device=input_ids.device)
