@@ -25,7 +25,7 @@ from ftune.drift import data_files
 from ftune.errors import Problem, RecipeError, suggestion
 from ftune.evidence import RESAMPLES, read_evidence, rows_digest
 from ftune.load import Loaded
-from ftune.metrics import METRICS, bounds_of
+from ftune.metrics import LIKELIHOODS, better_of, bounds_of
 from ftune.report import read_report
 from ftune.signals import StopFlag
 
@@ -62,7 +62,7 @@ class Asked:
     @property
     def better(self) -> Literal["higher", "lower"]:
         """Which way the metric is better."""
-        return METRICS[self.metric].better
+        return better_of(self.metric)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def choose_metric(own: Loaded, asked: str | None) -> str:
             message = f"{asked!r} is not measured by this recipe.{suggestion(asked, known)} eval.metrics names what is."
             raise RecipeError([Problem("", message, "--metric")])
         return asked
-    answers = [name for name in known if "likelihood" not in METRICS[name].kinds]
+    answers = [name for name in known if name not in LIKELIHOODS]
     return answers[0] if answers else ("bits_per_byte" if "bits_per_byte" in known else "loss")
 
 
@@ -158,7 +158,7 @@ def _untrained(asked: Asked, samples: Samples, scored: Rows) -> tuple[list[Row],
     digest = rows_digest([sample.row for sample in scored])
     for one in found:
         if (score := one.scores.get(asked.metric)) is None:
-            rows.append(Row(one.name, "baseline", None, {}, f"has no {asked.metric}: it gives no probabilities"))
+            rows.append(Row(one.name, "baseline", None, {}, f"has no {asked.metric}"))
             continue
         resamples = None if score.resamples is None else score.resamples[None]
         measured = Measured(np.array([score.value]), resamples, digest, False, bounds_of(asked.metric))

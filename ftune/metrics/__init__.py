@@ -78,17 +78,26 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 """Every metric there is, by the name a recipe uses."""
 
 
+def better_of(name: str) -> Literal["higher", "lower"]:
+    """Which way is better; a metric of the user's own is a score, so higher."""
+    return METRICS[name].better if name in METRICS else "higher"
+
+
 def bounds_of(name: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have."""
-    if METRICS[name].better == "lower":
+    """The least and the greatest value that a metric can have; of the user's own nothing is known."""
+    if name not in METRICS or name == "r2":
+        return -math.inf, 1.0 if name == "r2" else math.inf
+    if better_of(name) == "lower":
         return (1.0 if name == "perplexity" else 0.0), math.inf
     if name in ("mcc", "pearson", "spearman"):
         return -1.0, 1.0
-    if name == "r2":
-        return -math.inf, 1.0
     return 0.0, 100.0 if name in ("bleu", "chrf") else 1.0
 
 
 def names_of(kind: Kind) -> tuple[str, ...]:
     """Metrics that can score answers of this kind, in the order of `METRICS`."""
     return tuple(name for name, metric in METRICS.items() if kind in metric.kinds)
+
+
+LIKELIHOODS = names_of("likelihood")
+"""Metrics of how likely the expected answers are to the model."""

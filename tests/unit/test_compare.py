@@ -23,7 +23,7 @@ from ftune.data.shape import Sample
 from ftune.errors import RecipeError
 from ftune.evidence import evidence, read_evidence, rows_digest
 from ftune.load import Loaded, load_recipe
-from ftune.metrics import METRICS, Score, bounds_of
+from ftune.metrics import METRICS, Score, better_of, bounds_of
 from ftune.metrics.bootstrap import RESAMPLES, ratio
 
 NUM_ROWS = 150
@@ -103,6 +103,7 @@ def test_intervals_stay_within_what_a_metric_can_be() -> None:
         low, high = bounds_of(name)
         assert low < high
     assert bounds_of("bleu") == (0.0, 100.0) and bounds_of("mcc")[0] == -1 and bounds_of("loss")[1] == np.inf
+    assert better_of("mine:own") == "higher" and bounds_of("mine:own") == (-np.inf, np.inf)
 
 
 def test_evidence_survives_its_file(tmp_path: Path) -> None:
