@@ -136,8 +136,7 @@ class Data(Section):
     test: PathText | Source | Sources | None = None
     """Like `train`; scored once, at the end."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """Seed of what is held out and of which rows are scored; null takes `seed`. Name it where runs with other seeds
-    are to be compared: they see the same held-out rows then."""
+    """Seed of what is held out and scored; null takes `seed`. Name it to compare other seeds on the same rows."""
     group_by: Annotated[str, Field(min_length=1)] | None = None
     """With a share in `eval`: a column of the file; rows with the same value stay on one side. Null groups rows with
     the same first question, or the same document."""
