@@ -80,6 +80,9 @@ def eval_cli(
 
     stop = begin(offline=offline, verbose=verbose)
     numbers = _checked(split, shots, demonstrations, options)
+    if len(numbers) > 1 and (benchmark is not None or resamples is not None):
+        other = "--resamples" if benchmark is None else "--benchmark"
+        raise RecipeError([Problem("", f"with {other}, name one number of shots.", "--shots")])
     if benchmark is not None:
         from ftune.cli.benchmark import run_benchmark
 
@@ -89,8 +92,6 @@ def eval_cli(
             "--resamples": resamples, "--demonstrations": demonstrations, "--calibrate": calibrate or None,
             "--template": template, "--options": options,
         }  # fmt: skip
-        if len(numbers) > 1:
-            raise RecipeError([Problem("", "with --benchmark, name one number of shots.", "--shots")])
         run_benchmark(
             target, benchmark, own, shots=None if shots is None else numbers[0], limit=limit, batch_size=batch_size,
             overrides=tuple(set or ()), stop=stop, as_json=json, quiet=quiet,
