@@ -112,10 +112,12 @@ def test_the_figures_are_those_of_the_model() -> None:
         assert found["bits_per_byte"] < 8 * len(compress(text)) / len(text)
 
 
-def test_it_says_more_of_every_source_than_compressors_do() -> None:
+def test_it_says_more_of_every_source_than_compressors_and_n_grams_do() -> None:
     for name, entry in measured()["sources"].items():
         assert entry["starter"]["bits_per_byte"] < min(entry["gzip"], entry["xz"]), name
+        assert entry["starter"]["ci95"][0] < entry["five_gram"], f"{name}: below it, or not to be told from it"
     whole = measured()["all"]
+    assert whole["starter"] < 0.95 * whole["five_gram"] and whole["five_gram"] < whole["xz_after_training_text"]
     assert whole["starter"] < whole["xz_after_training_text"] < whole["xz"] < whole["gzip"]
 
 
