@@ -101,6 +101,8 @@ def _near_key(key: str, fields: list[str], values: Mapping[str, Any]) -> str:
     """The key that was meant: of the same block, else of another one."""
     if MOVED.get(key) in fields:
         return f" Did you mean '{MOVED[key]}'?"
+    if key in Recipe.model_fields and key not in fields:
+        return f" Did you mean '{key}' at the top level?"
     elsewhere = {f"{section}.{name}": name for section in Recipe.model_fields for name in _fields_of(section, values)}
     if key in elsewhere:
         return f" Write it as '{elsewhere[key]}' in the block '{key.partition('.')[0]}'."
@@ -110,8 +112,6 @@ def _near_key(key: str, fields: list[str], values: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(key, elsewhere.values(), n=1, cutoff=0.8)
     if near and not difflib.get_close_matches(key, fields):
         return f" Did you mean '{next(path for path, name in elsewhere.items() if name == near[0])}'?"
-    if key in Recipe.model_fields and key not in fields:
-        return f" Did you mean '{key}' at the top level?"
     return suggestion(key, fields)
 
 

@@ -79,7 +79,7 @@ def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     while True:
         try:
             with as_disk_error(folder), suppress(FileNotFoundError):  # it was deleted while we waited: once more
-                folder.mkdir(parents=True, exist_ok=True)
+                _make(folder)
                 lock.acquire(timeout=0.5)
                 break
         except Timeout:
@@ -88,6 +88,20 @@ def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        FileNotFoundError: it was there, and was deleted before it could be looked at.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        if os.path.lexists(folder):
+            raise
+        raise FileNotFoundError(str(folder)) from error
 
 
 @dataclass(frozen=True)

@@ -371,6 +371,26 @@ def test_one_that_waits_for_what_fails_makes_it(tmp_path: Path) -> None:
     assert [found.rows for found in listed(tmp_path / "cache")] == [2]
 
 
+def test_a_folder_that_goes_while_it_is_looked_at_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mkdir` finds it there, and it is gone when `mkdir` asks whether it is a folder."""
+    real, folder = Path.is_dir, tmp_path / "cache" / "rows" / "k"
+    folder.mkdir(parents=True)
+
+    def goes(path: Path) -> bool:
+        if path == folder:
+            monkeypatch.setattr(Path, "is_dir", real)
+            folder.rmdir()
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_dir", goes)
+    cache = Cache(tmp_path / "cache")
+    assert not cache.entry("rows", "k", lambda _: {"rows": 2}, lambda: None).taken
+    assert Path.is_dir is real, "it was asked"
+    assert [found.rows for found in listed(tmp_path / "cache")] == [2] and not cache.notes
+
+
 def test_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FTUNE_CACHE", str(tmp_path / "none"))
     assert run("ls", "--json")["entries"] == [] == run("rm", "--all", "--json")["removed"]

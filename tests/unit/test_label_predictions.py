@@ -10,7 +10,7 @@ import laws
 import numpy as np
 import pytest
 
-from ftune.evaluation import predictions_lines
+from ftune.generation import predictions_lines
 from ftune.label_predictions import TEXT, LabelPrediction
 from ftune.load import load_recipe
 from ftune.objectives._answers import MOST_PROBABLE, numbers, one_label, several_labels

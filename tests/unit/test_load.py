@@ -74,6 +74,7 @@ data:
   group_by: id
   stratify: false
   near_duplicates: 0.7
+  seed: 9
   leakage: drop
   on_bad_row: skip
   max_dropped: 5%
@@ -179,6 +180,7 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
         "data": {
             "train": "d.jsonl", "eval": None, "test": None, "format": "auto", "columns": {}, "roles": {},
             "template": None, "train_on": "completion", "system": "template", "max_length": "auto", "overlong": None,
+            "seed": None,
             "group_by": None, "stratify": False, "near_duplicates": "auto", "leakage": "warn", "on_bad_row": "error",
             "max_dropped": "1%", "packing": "auto",
         },
@@ -363,6 +365,7 @@ def test_zero_is_a_value(here: Path, key: str, zero: float) -> None:
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "data.max_length": [1, 0, -1],
     "data.near_duplicates": [0, -0.1, 1.1],
+    "data.seed": [-1, 2**63],
     "train.max_minutes": [0, -1],
     "train.batch_size": [0, -1],
     "train.micro_batch_size": [0, -1],
