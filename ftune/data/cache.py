@@ -79,9 +79,9 @@ def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     while True:
         try:
             with as_disk_error(folder), suppress(FileNotFoundError):  # it was deleted while we waited: once more
-                _make(folder)
-                lock.acquire(timeout=0.5)
-                break
+                if _is_made(folder):
+                    lock.acquire(timeout=0.5)
+                    break
         except Timeout:
             wait()
     try:
@@ -90,18 +90,15 @@ def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def _make(folder: Path) -> None:
-    """Make a folder, unless it is there.
-
-    Raises:
-        FileNotFoundError: it was there, and was deleted before it could be looked at.
-    """
+def _is_made(folder: Path) -> bool:
+    """Make a folder, unless it is there; False where it was deleted between `mkdir`'s two questions."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
+    except FileExistsError:
         if os.path.lexists(folder):
             raise
-        raise FileNotFoundError(str(folder)) from error
+        return False
+    return True
 
 
 @dataclass(frozen=True)
