@@ -39,8 +39,8 @@ def scored(rows: Path, model: str = "builtin:starter") -> dict[str, Any]:
     """Bits per byte of the texts in `rows`, in fp32, by what `ftune eval` calls: value and 95% interval."""
     from ftune.scoring import evaluate
 
-    path_of_rows = str(rows.absolute())  # a recipe's own paths begin at its folder
-    recipe = {"model": model, "data": {"train": path_of_rows, "eval": path_of_rows, "format": "text", "max_length": 512},
+    here = str(rows.absolute())  # a recipe's own paths begin at its folder
+    recipe = {"model": model, "data": {"train": here, "eval": here, "format": "text", "max_length": 512},
               "eval": {"max_rows": None, "metrics": ["loss", "bits_per_byte"]},
               "train": {"precision": "fp32"}}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
