@@ -91,7 +91,7 @@ def _asked(
     Raises:
         RecipeError: something cannot be compared.
     """
-    from ftune.compare.comparing import Asked, choose_metric, choose_split
+    from ftune.compare.comparing import Asked, choose_metric, choose_split, refuse_foreign_folder
     from ftune.compare.trials import check_names, parse_grid, settings_of
     from ftune.errors import Problem, RecipeError
     from ftune.load import load_recipe
@@ -104,6 +104,7 @@ def _asked(
     own = load_recipe(recipe, overrides)
     settings = settings_of(own, names, parse_grid(grid), budget, overrides)
     folder = (output_dir or Path("runs") / f"compare_{recipe.stem}").absolute()
+    refuse_foreign_folder(folder)
     first = own.recipe.seed
     return Asked(
         own, settings, sorted({int(text) for text in numbers}), range(first, first + seeds),

@@ -16,7 +16,7 @@ import numpy as np
 from ftune.compare.baselines import baselines
 from ftune.compare.differences import Measured
 from ftune.compare.running import LOGS, Tick, cost_of, is_finished, run, run_trial
-from ftune.compare.trials import Setting, Trial, trials_of
+from ftune.compare.trials import TRIALS, Setting, Trial, trials_of
 from ftune.compare.verdict import System, Verdict, judge
 from ftune.data.cache import Cache, cache_root
 from ftune.data.samples import Samples, read_samples
@@ -31,6 +31,8 @@ from ftune.signals import StopFlag
 
 PROMPTED = "prompted"
 """Folder of the base model's scores, in that of the comparison."""
+OURS = {TRIALS, LOGS, PROMPTED, "compare.json", "compare.md", "compare.html", "compare.png", ".lock", ".lock.json"}
+"""Everything that a comparison writes into its folder."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,23 @@ def choose_split(own: Loaded) -> Literal["eval", "test"]:
     return "eval"
 
 
+def refuse_foreign_folder(folder: Path) -> None:
+    """A folder with files that no comparison wrote is not ours to fill.
+
+    Raises:
+        RecipeError: it has some, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError([Problem("", f"{folder} is a file. Choose another name.", "--output-dir")])
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in names if name not in OURS and not name.startswith((".tmp-", ".trash-"))]
+    if foreign:
+        message = (
+            f"{folder} holds files that are no comparison ({', '.join(foreign[:3])}). Choose an empty or new folder."
+        )
+        raise RecipeError([Problem("", message, "--output-dir")])
+
+
 def compare(asked: Asked, stop: StopFlag, tick: Tick, note: Any) -> Comparison:
     """Run what is not finished yet, and judge.
 
@@ -205,7 +224,7 @@ def _trained(asked: Asked, setting: Setting, trials: Sequence[Trial], failed: Ma
     scores = [report["metrics"][asked.split] for report in reports]
     if asked.metric not in scores[0]:
         return Row(setting.name, "trained", None, {}, f"has no {asked.metric} on these rows")
-    held = [json.loads((folder / RESAMPLES).read_text(encoding="utf-8"))[asked.split] for folder in folders]
+    held = [_resamples_of(folder, asked.split) for folder in folders]
     measured = _measured([score[asked.metric]["value"] for score in scores], held, asked.metric, drawn=True)
     choosing = [report["metrics"].get("eval", {}).get(asked.metric) for report in reports]
     by = None if None in choosing else float(np.mean([score["value"] for score in choosing if score]))
@@ -214,6 +233,15 @@ def _trained(asked: Asked, setting: Setting, trials: Sequence[Trial], failed: Ma
     lost = "; ".join(f"seed {t.seed}: {failed[t.name]}" for t in trials if t.name in failed)
     metrics = {name: float(np.mean([score[name]["value"] for score in scores])) for name in scores[0]}
     return Row(setting.name, "trained", system, values, lost, metrics)
+
+
+def _resamples_of(folder: Path, split: str) -> dict[str, Any]:
+    """What a run kept for paired tests; nothing where an earlier version of ftune trained it."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RESAMPLES).read_text(encoding="utf-8"))[split]
+    except (OSError, ValueError, KeyError):
+        return {"rows": str(folder), "metrics": {}}
+    return found
 
 
 def _measured(values: Sequence[float], held: Sequence[Mapping[str, Any]], metric: str, *, drawn: bool) -> Measured:

@@ -12,7 +12,16 @@ from laws import recipe
 from scipy import stats
 
 from ftune.compare.baselines import baselines
-from ftune.compare.comparing import Asked, Comparison, Row, choose_metric, choose_split
+from ftune.compare.comparing import (
+    Asked,
+    Comparison,
+    Row,
+    _measured,
+    _resamples_of,
+    choose_metric,
+    choose_split,
+    refuse_foreign_folder,
+)
 from ftune.compare.differences import Measured, difference, holm
 from ftune.compare.page import comparison_page
 from ftune.compare.table import COLUMNS, cells, draw, to_json, to_markdown
@@ -207,6 +216,24 @@ def test_what_cannot_be_trained_stays_with_its_reason(tmp_path: Path) -> None:
 def test_what_is_asked_wrongly_is_said(tmp_path: Path, ask: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         ask(own(tmp_path))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RecipeError, match="holds files that are no comparison .run.json"):
+        refuse_foreign_folder(tmp_path)
+    with pytest.raises(RecipeError, match="is a file"):
+        refuse_foreign_folder(tmp_path / "run.json")
+    refuse_foreign_folder(tmp_path / "new")
+    (tmp_path / "mine" / "trials").mkdir(parents=True)
+    refuse_foreign_folder(tmp_path / "mine")
+
+
+def test_a_run_without_resamples_has_no_interval(tmp_path: Path) -> None:
+    held = [_resamples_of(tmp_path / name, "eval") for name in ("a", "b")]
+    found = _measured([0.5, 0.7], held, "accuracy", drawn=True)
+    assert found.value == pytest.approx(0.6) and found.ci95() is None and found.rows == "differ"
+    assert difference(found, measured(answers(np.random.default_rng(0), 3))).p is None
 
 
 def test_what_decides(tmp_path: Path) -> None:
