@@ -57,7 +57,7 @@ def compare_cli(
     with lock(asked.folder), Screen(stop, quiet=quiet) as screen:
         comparison = compare(asked, stop, screen.tick, screen.note)
         found, store = to_json(comparison), Store(asked.folder)
-        draw(comparison, asked.folder / "compare.png")
+        store.write_bytes("compare.png", draw(comparison))
         store.write_text("compare.md", to_markdown(comparison))
         store.write_text("compare.html", comparison_page(found))
         store.write_json("compare.json", found)

@@ -256,11 +256,14 @@ def _measured(values: Sequence[float], held: Sequence[Mapping[str, Any]], metric
 
 
 def _means(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of numbers; of everything else the first."""
-    return {
-        key: float(np.mean([cost[key] for cost in costs])) if isinstance(value, (int, float)) else value
-        for key, value in costs[0].items()
-    }
+    """Means of numbers, also of those in objects; of everything else the first."""
+
+    def mean(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], Mapping):
+            return {key: mean([value[key] for value in values]) for key in values[0]}
+        return float(np.mean(values)) if isinstance(values[0], (int, float)) else values[0]
+
+    return {key: mean([cost[key] for cost in costs]) for key in costs[0]}
 
 
 def _prompted(asked: Asked, shots: int, stop: StopFlag, tick: Tick) -> Row:

@@ -140,6 +140,10 @@ def cost_of(trial: Trial) -> dict[str, Any]:
         "learning_rate": plan["learning_rate"]["value"],
         "learning_rate_source": plan["learning_rate"]["source"],
         "rows_seen": report["rows_seen"],
-        "guard": report["guard"],
+        "guard": {
+            name: {"before": sets["before"]["loss"], "after": sets["after"]["loss"]["value"]}
+            for name, sets in report["guard"].items()
+            if "loss" in sets["before"] and "loss" in sets["after"]
+        },
         "finished": report["finished"],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 from ftune.compare.comparing import Comparison, Row
@@ -110,11 +110,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _cost_cells(row: Mapping[str, Any]) -> list[str]:
-    rises = [
-        f"{sets['after']['loss']['value'] - sets['before']['loss']:+.3f}"
-        for sets in row["guard"].values()
-        if "loss" in sets["before"] and "loss" in sets["after"]
-    ]
+    rises = [f"{sets['after'] - sets['before']:+.3f}" for sets in row["guard"].values()]
     return [
         f"{row['trainable_parameters']:,.0f} ({row['trainable_share']:.2%})",
         f"{row['learning_rate']:.0e}",
@@ -126,8 +122,8 @@ def _cost_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def draw(comparison: Comparison, path: Path) -> None:
-    """Quality with its interval against minutes of training; rows without training are lines across."""
+def draw(comparison: Comparison) -> bytes:
+    """A PNG: quality with its interval against minutes of training; rows without training are lines across."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -150,7 +146,9 @@ def draw(comparison: Comparison, path: Path) -> None:
     axes.set_ylabel(f"{comparison.asked.metric} on {comparison.asked.split} rows")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    return drawn.getvalue()
 
 
 def as_table(found: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:

@@ -16,6 +16,7 @@ from ftune.compare.comparing import (
     Asked,
     Comparison,
     Row,
+    _means,
     _measured,
     _resamples_of,
     choose_metric,
@@ -300,7 +301,7 @@ def test_baselines_of_numbers_several_labels_and_tags(tmp_path: Path) -> None:
 def comparison(folder: Path) -> Comparison:
     loaded = own(folder, data={"eval": "rows.jsonl"})
     settings = settings_of(loaded, ["lora", "full"], {}, "7 steps", [])
-    guard = {"plays": {"before": {"loss": 2.0}, "after": {"loss": {"value": 2.125, "ci95": None}}}}
+    guard = {"plays": {"before": 2.0, "after": 2.125}}
     cost = {
         "trainable_parameters": 10.0, "total_parameters": 1000.0, "peak_memory_bytes": 2.0**20, "train_seconds": 60.0,
         "tokens_per_second": 5.0, "steps": 7.0, "tokens": 70.0, "targets": 35.0, "artefact_bytes": 2.0**19,
@@ -332,8 +333,15 @@ def test_the_table_shows_all_of_it(tmp_path: Path) -> None:
     page = comparison_page(found)
     assert found["recommendation"].replace("'", "&#x27;") in page and "out of | memory" in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "") and page.count("<svg") == 5
-    draw(made, tmp_path / "compare.png")
-    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert draw(made).startswith(b"\x89PNG")
+
+
+def test_costs_are_means_over_seeds_what_was_forgotten_too() -> None:
+    seeds = [
+        {"train_seconds": t, "guard": {"plays": {"before": 2.0, "after": 2.0 + t}}, "finished": "complete"}
+        for t in (1, 3)
+    ]
+    assert _means(seeds) == {"train_seconds": 2, "guard": {"plays": {"before": 2, "after": 4}}, "finished": "complete"}
 
 
 def test_seed_of_the_data_holds_out_the_same_rows(tmp_path: Path) -> None:
