@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from ftune import methods, objectives
 from ftune.consistency import NO_EFFECT, consistency_problems, hook_problems
-from ftune.errors import Problem, RecipeError
+from ftune.errors import Problem, RecipeError, suggestion
 from ftune.explain import explain
 from ftune.recipe import Recipe
 from ftune.yaml_file import KeyPath, Node, dotted, parse_yaml, read_yaml
@@ -88,7 +88,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     Args:
         path: the recipe file.
-        overrides: `section.key=value`, each applied after the file; later ones win.
+        overrides: `section.key=value` or, to take a key out, `~section.key`; each after the file, later ones win.
 
     Raises:
         RecipeError: with all problems found, each with its place.
@@ -288,7 +288,9 @@ def _lay(tree: Node, other: Node) -> None:
 
 
 def _apply(tree: Node, override: str) -> list[Problem]:
-    """Lay one `section.key=value` over the tree, unless something is wrong with it."""
+    """Lay one `section.key=value` over the tree, or take `~section.key` out of it, unless something is wrong with it."""
+    if override.startswith("~"):
+        return _take_out(tree, override[1:].strip())
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
@@ -303,6 +305,19 @@ def _apply(tree: Node, override: str) -> list[Problem]:
         tree.pop(keys[0])  # `method=full` replaces the whole block
     _write_out_short_forms(value)
     _lay(tree, value)
+    return []
+
+
+def _take_out(tree: Node, key: str) -> list[Problem]:
+    """Remove a key, as if it had not been written: its default holds."""
+    *above, last = key.split(".")
+    block: Node | None = tree
+    for name in above:
+        block = block.value.get(name) if block is not None and isinstance(block.value, dict) else None
+    if block is None or not isinstance(block.value, dict) or block.pop(last) is None:
+        written = [dotted(path) for path, _ in tree.walk()]
+        message = f"is not written in the recipe, so ~{key} has nothing to take out.{suggestion(key, written)}"
+        return [Problem(key, message, "--set")]
     return []
 
 

@@ -31,7 +31,9 @@ TargetPath = Annotated[
 ]  # fmt: skip
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.batch_size=8. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.batch_size=8; ~KEY drops it. Repeatable."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]

@@ -167,7 +167,7 @@ def compare(asked: Asked, stop: StopFlag, tick: Tick, note: Any) -> Comparison:
     rows += found
     systems = [row.system for row in rows if row.system is not None]
     verdict = judge(systems, asked.metric, asked.better) if systems else None
-    return Comparison(asked, rows, verdict, _remarks(asked, rows, none), len(scored))
+    return Comparison(asked, rows, verdict, remarks(asked, rows, none), len(scored))
 
 
 def _untrained(asked: Asked, samples: Samples, scored: Rows) -> tuple[list[Row], str]:
@@ -296,7 +296,7 @@ def _what_is_scored(asked: Asked) -> str:
     return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _remarks(asked: Asked, rows: Sequence[Row], none: str) -> list[str]:
+def remarks(asked: Asked, rows: Sequence[Row], none: str) -> list[str]:
     """What a reader must know to trust the table."""
     points = Counter(setting.method for setting in asked.settings)
     each = {str(count) for count in points.values()}
@@ -310,6 +310,8 @@ def _remarks(asked: Asked, rows: Sequence[Row], none: str) -> list[str]:
         f"Budget of each trial: {asked.budget or asked.own.recipe.train.duration}. Settings of each method: {tried}.",
         f"The step of a run is chosen by its loss on eval rows, a setting by {asked.metric} on them. {unseen}.",
     ]
+    left_out = {setting.method: setting.left_out for setting in asked.settings if setting.left_out}
+    remarks += [f"No effect on {method}, so not set there: {', '.join(keys)}." for method, keys in left_out.items()]
     costs = [row.system.cost for row in rows if row.system is not None and row.system.cost]
     if tokens := [cost["targets"] for cost in costs if cost["steps"] > 1]:
         remarks.append(f"Supervised tokens seen by a trial: {min(tokens):,.0f} to {max(tokens):,.0f}.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftune import methods
+from ftune.consistency import NO_EFFECT
 from ftune.errors import Problem, RecipeError, suggestion
 from ftune.load import Loaded, load_recipe
 from ftune.quantities import Duration
@@ -26,12 +27,14 @@ class Setting:
         method: its name.
         overrides: `--set` of its recipe, without seed and folder.
         refusal: why it cannot be trained on this recipe, or nothing.
+        left_out: keys of the recipe and of the grid that have no effect on this method.
     """
 
     name: str
     method: str
     overrides: tuple[str, ...]
     refusal: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -107,7 +110,8 @@ def settings_of(
     """Every row, in the order of `names`.
 
     A method that is not the recipe's own has its defaults, its learning rate included: a rate that was chosen for one
-    method says nothing about another. A grid key below `method.` varies the methods that have it.
+    method says nothing about another. A grid key below `method.` varies the methods that have it. Keys that have no
+    effect on a method are left out of its recipe, and do not vary it.
 
     Args:
         own: the recipe.
@@ -127,11 +131,14 @@ def settings_of(
     found: list[Setting] = []
     for name in names:
         keys = [key for key in grid if _has(name, key)]
+        common = [*overrides, *_method(own, name, keys), *([] if budget is None else [f"train.duration={budget}"])]
+        dead = _without_effect(own.path, [*common, *(f"{key}={grid[key][0]}" for key in keys)])
+        keys = [key for key in keys if key not in dead]
+        common += [f"~{key}" for key in _without_effect(own.path, common)]
         for point in itertools.product(*(grid[key] for key in keys)):
             chosen = [f"{key}={value}" for key, value in zip(keys, point, strict=True)]
-            alone = [*overrides, *_method(own, name, keys), *chosen]
-            alone += [] if budget is None else [f"train.duration={budget}"]
-            found.append(_checked(Setting(" ".join([name, *chosen]), name, tuple(alone)), own.path))
+            setting = Setting(" ".join([name, *chosen]), name, (*common, *chosen), left_out=tuple(dead))
+            found.append(_checked(setting, own.path))
     unused = [key for key in grid if not any(_has(name, key) for name in names)]
     if unused:
         raise RecipeError([Problem("", f"no method of {', '.join(names)} has {key}.", "--grid") for key in unused])
@@ -151,12 +158,20 @@ def _method(own: Loaded, name: str, keys: Sequence[str]) -> list[str]:
     return [f"method={{name: {name}}}", *(f"train.learning_rate={value}" for value in rate)]
 
 
+def _without_effect(path: Path, overrides: Sequence[str]) -> list[str]:
+    """Written keys that nothing would obey."""
+    try:
+        load_recipe(path, overrides)
+    except RecipeError as error:
+        return sorted({problem.path for problem in error.problems if problem.message.startswith(NO_EFFECT)})
+    return []
+
+
 def _checked(setting: Setting, path: Path) -> Setting:
     try:
         load_recipe(path, setting.overrides)
     except RecipeError as error:
-        reason = " ".join(problem.message for problem in error.problems)
-        return Setting(setting.name, setting.method, setting.overrides, reason)
+        return replace(setting, refusal=" ".join(problem.message for problem in error.problems))
     return setting
 
 

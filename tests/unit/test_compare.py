@@ -22,6 +22,7 @@ from ftune.compare.comparing import (
     choose_metric,
     choose_split,
     refuse_foreign_folder,
+    remarks,
 )
 from ftune.compare.differences import Measured, difference, holm
 from ftune.compare.page import comparison_page
@@ -200,6 +201,28 @@ def test_what_cannot_be_trained_stays_with_its_reason(tmp_path: Path) -> None:
     settings = settings_of(own(tmp_path), ["lora", "feature_based"], {}, None, [])
     assert not settings[0].refusal and "feature_based" in settings[1].name and settings[1].refusal
     assert [t.setting.method for t in trials_of(own(tmp_path), settings, [0], tmp_path)] == ["lora"]
+
+
+def test_keys_without_effect_are_left_out(tmp_path: Path) -> None:
+    """A head that is fitted at once has no steps: no budget, no batch, no point of a grid of rates."""
+    rows = [{"text": f"n {n}", "label": "ab"[n % 2]} for n in range(8)]
+    data = {"train": "rows.jsonl", "eval": "rows.jsonl", "template": None}
+    loaded = own(
+        tmp_path, rows=rows, model="builtin:tiny-bert", objective="sequence_classification", data=data,
+    )  # fmt: skip
+    grid = {"train.learning_rate": ["1e-3", "2e-3"]}
+    settings = settings_of(loaded, ["lora", "feature_based"], grid, "7 steps", [])
+    assert [s.name for s in settings] == [
+        "lora train.learning_rate=1e-3", "lora train.learning_rate=2e-3", "feature_based",
+    ]  # fmt: skip
+    assert not any(s.refusal for s in settings) and not settings[0].left_out
+    assert {"train.duration", "train.warmup", "train.learning_rate"} <= set(settings[2].left_out)
+    features, lora = (load_recipe(loaded.path, settings[i].overrides).recipe for i in (2, 1))
+    assert features.method.name == "feature_based" and features.train.duration != "7 steps"
+    assert lora.train.warmup == 0 and lora.train.duration == "7 steps" and lora.train.learning_rate == 2e-3
+    asked = Asked(loaded, settings, [], range(1), "accuracy", "eval", tmp_path, "7 steps", [])
+    said = [remark for remark in remarks(asked, [], "") if remark.startswith("No effect on feature_based")]
+    assert len(said) == 1 and "train.duration" in said[0]
 
 
 @pytest.mark.parametrize(

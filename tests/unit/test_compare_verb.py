@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from laws import ftune, recipe
 
@@ -63,6 +64,46 @@ def test_a_learning_rate_of_zero_is_the_model_as_it_was(asked: Path) -> None:
     assert report["metrics"]["eval"]["loss"]["value"] == pytest.approx(report["baseline"]["loss"], abs=0)
     assert still["learning_rate"] == 0 and still["value"] == report["metrics"]["test"]["loss"]["value"]
     assert broken["value"] is None and "exit code 7" in broken["about"]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe of rows whose label a word tells."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"{WORDS[n % 3]} number {n}", "label": str(n % 3)} for n in range(120)]
+    data = {"train": "rows.jsonl", "eval": "25%", "template": None, "near_duplicates": None}
+    train = {"duration": "40 steps", "batch_size": 8, "micro_batch_size": 8, "learning_rate": 3e-3}
+    return recipe(
+        tmp_path, rows=rows, model="builtin:tiny-bert", objective="sequence_classification", method="full", data=data,
+        train=train, eval={"metrics": ["accuracy"]},
+    ).path  # fmt: skip
+
+
+WORDS = ("green", "stone", "river")
+
+
+def test_a_head_that_is_fitted_at_once_stands_beside_steps(labelled: Path) -> None:
+    """It has no budget; everything else is alike."""
+    more = ("--methods", "full,feature_based", "--seeds", "2", "--budget", "40 steps", "--shots", "0")
+    found = compared(labelled, *more)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["full"]["steps"] == 40 and rows["feature_based"]["steps"] == 1
+    assert min(rows[name]["value"] for name in ("full", "feature_based", "tfidf")) > 0.9
+    assert rows["0-shot"]["value"] is None and "encoder" in rows["0-shot"]["about"]
+    assert any("No effect on feature_based" in remark for remark in found["remarks"])
+
+
+def test_permuted_labels_teach_nothing(labelled: Path) -> None:
+    """What the table calls better than chance comes from the labels: without them, nothing in it is."""
+    path = labelled.parent / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    permuted = np.random.default_rng(0).permutation([row["label"] for row in rows])
+    lines = [json.dumps({**row, "label": str(label)}) for row, label in zip(rows, permuted, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    found = compared(labelled, "--methods", "full,feature_based", "--seeds", "2", "--budget", "40 steps")
+    for row in found["rows"]:
+        assert row["ci95"][0] <= 1 / 3 <= row["ci95"][1], row["name"]
+    assert found["recommended"] is None
 
 
 @pytest.mark.e2e

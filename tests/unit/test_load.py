@@ -1376,3 +1376,19 @@ def test_metrics_of_test_rows_need_no_eval_rows(here: Path) -> None:
     assert refused(alone) == [
         "3:8 eval.metrics: has no effect without data.eval. Give data.eval a path or a share such as '5%'."
     ]
+
+
+def test_a_key_is_taken_out(here: Path) -> None:
+    """As if it had not been written, so its default and its source come back."""
+    text = MINIMAL + "train: {batch_size: 4, learning_rate: 1e-3}\n"
+    loaded = load(text, "~train.batch_size", "train.learning_rate=2e-3", "~train.learning_rate")
+    assert loaded.recipe == load(MINIMAL + "train: {}\n").recipe
+    assert loaded.source("train.batch_size") == "default"
+    assert load(MINIMAL + "train: {batch_size: 4}\n", "~train").recipe == load(MINIMAL).recipe
+    assert refused(text, "~train.bach_size", "~seed.of", "~model") == [
+        "--set train.bach_size: is not written in the recipe, so ~train.bach_size has nothing to take out. "
+        "Did you mean 'train.batch_size'?",
+        "--set seed.of: is not written in the recipe, so ~seed.of has nothing to take out. Known: data, data.train, "
+        "model, model.name, train, train.batch_size, train.learning_rate.",
+        "r.yaml:1:1 model: is required.",
+    ]
