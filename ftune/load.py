@@ -288,7 +288,7 @@ def _lay(tree: Node, other: Node) -> None:
 
 
 def _apply(tree: Node, override: str) -> list[Problem]:
-    """Lay one `section.key=value` over the tree, or take `~section.key` out of it, unless something is wrong with it."""
+    """Lay one `section.key=value` over the tree, or take `~section.key` out of it, unless something is wrong."""
     if override.startswith("~"):
         return _take_out(tree, override[1:].strip())
     key, equals, text = override.partition("=")

@@ -1390,5 +1390,5 @@ def test_a_key_is_taken_out(here: Path) -> None:
         "Did you mean 'train.batch_size'?",
         "--set seed.of: is not written in the recipe, so ~seed.of has nothing to take out. Known: data, data.train, "
         "model, model.name, train, train.batch_size, train.learning_rate.",
-        "r.yaml:1:1 model: is required.",
+        "1:1 model: is required.",
     ]
