@@ -11,7 +11,7 @@ from ftune.decide import choose_frozen_dtype, choose_precision
 from ftune.device import torch_dtype
 from ftune.errors import Problem, RecipeError
 from ftune.facts import look_at_machine
-from ftune.load import load_recipe
+from ftune.load import Loaded, load_recipe
 from ftune.objectives.causal_lm import CausalLM
 from ftune.options import DEFAULT_TEMPLATE, LABEL, OptionTexts
 from ftune.recipe import Recipe
@@ -52,8 +52,16 @@ def open_language_model(path: Path, overrides: tuple[str, ...], asked: Asked) ->
             return target, formats
         renderer = Renderer(target.tokenizer, recipe.data.template, system=recipe.data.system)
         return replace(target, record=replace(record, recipe=recipe), renderer=renderer), formats
-    loaded = load_recipe(path, overrides)
-    formats = loaded.recipe.formats
+    return open_base(load_recipe(path, overrides), asked)
+
+
+def open_base(loaded: Loaded, asked: Asked) -> tuple[Target, frozenset[str]]:
+    """The base model of a recipe, and the formats of its rows.
+
+    Raises:
+        RecipeError: it is no language model.
+    """
+    path, formats = loaded.path, loaded.recipe.formats
     if loaded.recipe.objective.name == "sequence_classification":
         _refuse_other_families(loaded.recipe, loaded.folder)
     loaded = replace(loaded, recipe=_as_language_model(loaded.recipe, path, asked, trained=False))

@@ -15,6 +15,7 @@ from ftune.compiled import compile_blocks, kernels
 from ftune.data.build import Split
 from ftune.data.cache import cache_root
 from ftune.data.order import derived_seed, window
+from ftune.data.samples import Tick
 from ftune.device import build_accelerator, torch_dtype
 from ftune.drift import data_files
 from ftune.errors import ArtifactError, Problem, RecipeError
@@ -27,6 +28,7 @@ from ftune.model import frozen_fingerprint, load_trainable
 from ftune.optim import build_optimizer, load_optimizer_state
 from ftune.plan import Plan
 from ftune.prepare import Prepared
+from ftune.prompted import score_base
 from ftune.session import Run
 from ftune.signals import StopFlag
 from ftune.start import pad_id_of, record_json
@@ -65,6 +67,7 @@ def open_run(
     if accelerator.is_main_process:
         _write_head(disk, loaded, prepared, plan, overwrite=overwrite)
     accelerator.wait_for_everyone()
+    score_base(loaded, plan, prepared.facts.model.fingerprint, disk, accelerator, _ticker(listener, stop))
     run = _loaded(loaded, prepared, plan, folder, listener, stop, disk, accelerator)
     recipe, model = loaded.recipe, run.model
     if recipe.learner.storage_constraint() is not None:
@@ -77,6 +80,14 @@ def open_run(
     if recipe.tracking:
         accelerator.init_trackers("ftune", config={"recipe": json.dumps(recipe.model_dump(mode="json"))})
     return run
+
+
+def _ticker(listener: Listener, stop: StopFlag) -> Tick:
+    def tick(what: str, done: int, total: int) -> None:
+        stop.check()
+        listener.phase(what, done, total)
+
+    return tick
 
 
 def open_trial(loaded: Loaded, prepared: Prepared, listener: Listener, stop: StopFlag) -> Run:

@@ -18,7 +18,7 @@ from ftune.quantities import Slice, is_share, parse_share
 from ftune.recipe import COLUMNS, Recipe, Source, sources
 
 NO_EFFECT = "has no effect"
-_NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_every")
+_NEED_EVAL = ("eval.every", "eval.max_rows", "eval.metrics", "eval.generate_every", "eval.shots")
 
 
 def consistency_problems(recipe: Recipe) -> list[Problem]:
@@ -26,7 +26,7 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
     written = _written(recipe)
     checks = (
         _axes, _method, _model, _data, _sources, _splitting, _text_rows, _packing, _evaluation, _stopping, _generation,
-        _batch,
+        _shots, _batch,
     )  # fmt: skip
     return [problem for check in checks for problem in check(recipe, written)]
 
@@ -227,7 +227,7 @@ def _evaluation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
     stopping = recipe.train.early_stopping
     limited = stopping is not None and stopping.max_forgetting is not None and bool(recipe.eval.guard)
     if recipe.data.eval is None:
-        scored = {"eval.metrics"} if recipe.data.test is not None else set()
+        scored = {"eval.metrics", "eval.shots"} if recipe.data.test is not None else set()
         scored |= {"eval.max_rows"} if recipe.eval.guard else set()
         scored |= {"eval.every"} if limited else set()
         dead = [key for key in _NEED_EVAL if key in written and key not in scored]
@@ -270,6 +270,17 @@ def _generation(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
             if key in written and getattr(recipe.eval, key.split(".")[1]) is not None:
                 message = f"{NO_EFFECT}: no metric in eval.metrics generates. Add exact_match or remove the key."
                 yield Problem(key, message)
+
+
+def _shots(recipe: Recipe, written: set[str]) -> Iterator[Problem]:
+    """What no prompt can ask, and a number that is there twice."""
+    shots, objective = recipe.eval.shots, recipe.objective
+    if len(set(shots)) < len(shots):
+        yield Problem("eval.shots", f"names a number twice: {shots}. Remove one.")
+    labelled = objective.name == "sequence_classification" and getattr(objective, "problem", "") == "single_label"
+    if shots and not (objective.generation_metrics or labelled):
+        works = "causal_lm, seq2seq_lm, and sequence_classification of one label on a decoder"
+        yield Problem("eval.shots", f"objective {objective.name} continues no prompt. It is for {works}. Remove it.")
 
 
 def _batch(recipe: Recipe, written: set[str]) -> Iterator[Problem]:

@@ -21,7 +21,8 @@ from ftune.recipe import Recipe, sources
 FREE = (
     "train.duration", "train.max_minutes", "train.early_stopping", "train.micro_batch_size", "data.packing",
     "train.activation_checkpointing", "train.compile", "eval.every", "eval.metrics", "eval.generate_every",
-    "eval.max_new_tokens", "eval.guard", "data.max_dropped", "checkpoint", "tracking", "output_dir", "distributed",
+    "eval.max_new_tokens", "eval.shots", "eval.guard", "data.max_dropped", "checkpoint", "tracking", "output_dir",
+    "distributed",
 )  # fmt: skip
 """Keys that may change between starts of one run."""
 BY_CONTENT = (
@@ -31,8 +32,8 @@ BY_CONTENT = (
 OURS = {
     "recipe.yaml", "resolved.json", "plan.json", "run.json", "metrics.jsonl", "log.txt", "checkpoints", "model",
     "merged", "report.md", "report.json", "report.html", "loss.png", "training.png", "data.png", "confusion_eval.png",
-    "confusion_test.png", "predictions_eval.jsonl", "predictions_test.jsonl", "resamples.json", "tracking", "profile",
-    ".lock", ".lock.json",
+    "confusion_test.png", "predictions_eval.jsonl", "predictions_test.jsonl", "resamples.json", "prompted.json",
+    "tracking", "profile", ".lock", ".lock.json",
 }  # fmt: skip
 """Everything that a run writes into its folder."""
 

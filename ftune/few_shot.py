@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftune.as_language_model import Asked, open_language_model
 from ftune.data.cache import Cache, cache_root
@@ -27,6 +27,10 @@ from ftune.options import LABEL_METRICS, OPTION_METRICS, Question
 from ftune.recipe import Recipe
 from ftune.scoring import Evaluation, SplitName, baseline_of, chosen_split, chunk_of, known_metrics, runtime_of
 from ftune.shots import Pool, embeddings, nearest, shown_before
+from ftune.target import Target
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Before = Callable[[int], list[list[Sample]]]
 """From a number of shots to the demonstrations of each row."""
@@ -80,14 +84,38 @@ def evaluate_shots(
     """
     tick("loading", 0, 0)
     target, formats = open_language_model(path, overrides, asked)
+    return score_shots(
+        target, formats, asked, path=path, split=split, data_file=data_file, metrics=metrics, max_rows=max_rows,
+        batch_size=batch_size, accelerator=build_accelerator(runtime_of(target)), tick=tick,
+    )  # fmt: skip
+
+
+def score_shots(
+    target: Target,
+    formats: frozenset[str],
+    asked: Asked,
+    *,
+    path: Path,
+    split: SplitName | None,
+    data_file: Path | None,
+    metrics: Sequence[str] | None,
+    max_rows: int | None,
+    batch_size: int,
+    accelerator: Accelerator,
+    tick: Tick,
+) -> list[Evaluation]:
+    """The same of a target that is loaded, with the formats of its rows; `path` names it.
+
+    Raises:
+        RecipeError, DataError: as `evaluate_shots`.
+    """
     record = target.record
     if record is None:
         raise AssertionError("a target without a recipe")
     recipe = record.recipe
     rows = _read(recipe, record.folder, formats, split, data_file, max_rows, tick)
-    runtime = runtime_of(target)
     scorer = InContext(
-        target, recipe, build_accelerator(runtime), batch_size, chunk_of(target, record, runtime),
+        target, recipe, accelerator, batch_size, chunk_of(target, record, accelerator.device.type),
         lambda done, total: tick("scoring", done, total),
     )  # fmt: skip
     questions = _questions(scorer, rows, asked)
@@ -144,7 +172,7 @@ def _read(
     for sample in scored:
         if not sample.turns and not isinstance(sample.label, str):
             place = f"{sample.row.file}:{sample.row.number}"
-            raise DataError(f"{place}: has no answer that a prompt could ask for. --shots is for rows with an answer.")
+            raise DataError(f"{place}: has no answer that a prompt could ask for. Shots are for rows with an answer.")
     whole = scored if shown == "train" else split_rows
     held_out = chain(scored, whole, own.eval, own.test)
     return _Rows(scored, shown, own.labels, Pool(own.train, held_out, recipe.seed))

@@ -226,6 +226,7 @@ def _report(run: Run, step: int, scored: dict[str, Scored], guard: dict[str, Sco
         "steps": state.step,
         "model_step": step,
         "baseline": state.baseline,
+        "prompted": read_run(run.folder).prompted,
         "metrics": {name: {key: s.to_json() for key, s in found.scores.items()} for name, found in scored.items()},
         "classes": {name: found.classes for name, found in scored.items() if found.classes},
         "guard": {

@@ -18,14 +18,13 @@ from pydantic import BaseModel, ValidationError
 
 from ftune import methods, objectives
 from ftune.consistency import NO_EFFECT, consistency_problems, hook_problems
-from ftune.errors import Problem, RecipeError, suggestion
+from ftune.errors import Problem, RecipeError
 from ftune.explain import explain
+from ftune.overlay import SHORT_FORMS, apply, lay, write_out_short_forms
 from ftune.recipe import Recipe
-from ftune.yaml_file import KeyPath, Node, dotted, parse_yaml, read_yaml
+from ftune.yaml_file import KeyPath, Node, dotted, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
-SHORT_FORMS = {"model": "name", "objective": "name", "method": "name"}
-"""Blocks that may be written as one word."""
 PLACEHOLDERS = {"model": {"name": "?"}, "data": {"train": "?"}}
 """What stands for missing required keys while contradictions between the others are looked for."""
 MAX_BASES = 20
@@ -94,7 +93,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         RecipeError: with all problems found, each with its place.
     """
     tree, text = _with_bases(path, ())
-    problems = [problem for override in overrides for problem in _apply(tree, override)]
+    problems = [problem for override in overrides for problem in apply(tree, override)]
     recipe, errors, dead = _examine(tree.plain())
     errors += [] if recipe is None else hook_problems(recipe, path.parent)
     notes = []
@@ -244,7 +243,7 @@ def _without(values: dict[str, Any], locations: Sequence[KeyPath]) -> dict[str, 
 def _with_bases(path: Path, extending: tuple[Path, ...]) -> tuple[Node, str]:
     """The file's tree laid over those it extends."""
     tree, text = read_yaml(path)
-    _write_out_short_forms(tree)
+    write_out_short_forms(tree)
     base = tree.pop("extends")
     if base is None:
         return tree, text
@@ -258,7 +257,7 @@ def _with_bases(path: Path, extending: tuple[Path, ...]) -> tuple[Node, str]:
     if len(extending) > MAX_BASES:
         raise RecipeError([Problem("extends", f"a chain of more than {MAX_BASES} recipes.", base.where)])
     under, _ = _with_bases(other, extending)
-    _lay(under, tree)
+    lay(under, tree)
     return under, text
 
 
@@ -267,58 +266,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # too long for a path, or in a folder that may not be read
         return False
-
-
-def _write_out_short_forms(tree: Node) -> None:
-    """`method: lora` as `method: {name: lora}`."""
-    for key, inner in SHORT_FORMS.items():
-        node = tree.value.get(key)
-        if node is not None and isinstance(node.value, str):
-            tree.value[key] = Node({inner: node}, node.where, {inner: tree.keys[key]})
-
-
-def _lay(tree: Node, other: Node) -> None:
-    """Lay `other` over `tree`; naming another model, method or objective drops the keys of the old one."""
-    for key, inner in SHORT_FORMS.items():
-        blocks = [node.value[key].value for node in (tree, other) if key in node.value]
-        names = [block[inner].value for block in blocks if isinstance(block, dict) and inner in block]
-        if len(names) == 2 and names[0] != names[1]:
-            tree.pop(key)
-    tree.merge(other)
-
-
-def _apply(tree: Node, override: str) -> list[Problem]:
-    """Lay one `section.key=value` over the tree, or take `~section.key` out of it, unless something is wrong."""
-    if override.startswith("~"):
-        return _take_out(tree, override[1:].strip())
-    key, equals, text = override.partition("=")
-    keys = key.strip().split(".")
-    if not equals or not all(keys):
-        return [Problem("", f"expected section.key=value, received {override!r}.", "--set")]
-    try:
-        value = parse_yaml(text, "--set")
-    except RecipeError as error:
-        return [Problem(key.strip(), problem.message, "--set") for problem in error.problems]
-    for name in reversed(keys):
-        value = Node({name: value}, "--set", {name: "--set"})
-    if key.strip() in SHORT_FORMS and isinstance(value.value[keys[0]].value, str):
-        tree.pop(keys[0])  # `method=full` replaces the whole block
-    _write_out_short_forms(value)
-    _lay(tree, value)
-    return []
-
-
-def _take_out(tree: Node, key: str) -> list[Problem]:
-    """Remove a key, as if it had not been written: its default holds."""
-    *above, last = key.split(".")
-    block: Node | None = tree
-    for name in above:
-        block = block.value.get(name) if block is not None and isinstance(block.value, dict) else None
-    if block is None or not isinstance(block.value, dict) or block.pop(last) is None:
-        written = [dotted(path) for path, _ in tree.walk()]
-        message = f"is not written in the recipe, so ~{key} has nothing to take out.{suggestion(key, written)}"
-        return [Problem(key, message, "--set")]
-    return []
 
 
 def _split_place(where: str) -> tuple[str, int, int]:

@@ -248,6 +248,9 @@ class Eval(Section):
     """Steps between evaluations that also generate, a multiple of `every`; null generates only at the end."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     """Longest generated answer, in tokens."""
+    shots: list[Annotated[int, Field(ge=0)]] = []
+    """Before training, score the base model on eval and test rows with so many training rows in its prompt, such as
+    [0, 4]; the report shows it beside the tuned model."""
     guard: list[PathText | Source] = []
     """Other rows, such as general text, scored before and after training: what the model forgot, in the report."""
 

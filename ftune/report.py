@@ -99,6 +99,28 @@ def results(report: Mapping[str, Any]) -> list[Result]:
     return found
 
 
+def beside_base(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The tuned model beside its base with training rows in the prompt: header and rows, or nothing of both.
+
+    Only metrics that both have: of rows with labels, the base has those of options.
+    """
+    prompted, metrics = report.get("prompted") or {}, report.get("metrics") or {}
+    shots = list(dict.fromkeys(count for found in prompted.values() for count in found))
+    rows = [
+        [f"{split} {name}", *(_with_interval(found[count].get(name)) for count in shots), _with_interval(score)]
+        for split, found in prompted.items()
+        for name, score in (metrics.get(split) or {}).items()
+        if any(name in found[count] for count in shots)
+    ]
+    return (["metric", *(f"base, {count}-shot" for count in shots), "tuned"] if rows else []), rows
+
+
+def _with_interval(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    return _number(score["value"]) + (f" ({interval(score['ci95'])})" if score.get("ci95") else "")
+
+
 def costs(report: Mapping[str, Any]) -> dict[str, str]:
     """What it took, in words, by what it is."""
     get = report.get
@@ -168,6 +190,9 @@ def to_markdown(report: Mapping[str, Any], *, best: bool) -> str:
         f"| {row.what} | {_number(row.before)} | {_number(row.value)} | {interval(row.ci95)} |"
         for row in results(report)
     ] or ["| (no eval rows) | | | |"]
+    header, rows = beside_base(report)
+    lines += ["", f"| {' | '.join(header)} |", f"|---|{'--:|' * (len(header) - 1)}"] if rows else []
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += [line for sentence in forgetting(report) for line in ("", sentence)]
     lines += ["", which_step(report, best=best).replace("model/", "`model/`"), "", "## Cost", ""]
     lines += ["| what | value |", "|---|--:|", *(f"| {what} | {text} |" for what, text in costs(report).items())]

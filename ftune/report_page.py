@@ -20,6 +20,7 @@ from ftune.page import (
 from ftune.page_plots import Series, bars, confusion_matrix, line_plot, running_mean
 from ftune.report import (
     DATA_HEADER,
+    beside_base,
     costs,
     data_remarks,
     data_rows,
@@ -71,7 +72,9 @@ def _results(report: Mapping[str, Any]) -> str:
     rows = [(row.what, row.value, row.before, interval(row.ci95)) for row in results(report)]
     if not rows:
         return paragraph("No rows were held out, so nothing was measured.")
-    return table(("metric", "value", "before", "95% interval"), rows)
+    header, beside = beside_base(report)
+    found = table(("metric", "value", "before", "95% interval"), rows)
+    return found + (table(header, beside) if beside else "")
 
 
 def _which(files: RunFiles) -> str:

@@ -13,6 +13,8 @@ from ftune.errors import ArtifactError
 Json = dict[str, Any]
 SPLITS = ("eval", "test")
 """Splits that are scored at the end."""
+PROMPTED = "prompted.json"
+"""What the base model scores with training rows in its prompt, and of what that is."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class RunFiles:
         run: `run.json`: versions, machine, fingerprints.
         events: of `metrics.jsonl`, in order.
         predictions: rows of `predictions_eval.jsonl` and `predictions_test.jsonl`, by split.
+        prompted: metrics of the base model by split and number of shots, see `ftune.prompted`.
     """
 
     name: str
@@ -36,6 +39,7 @@ class RunFiles:
     run: Json = field(default_factory=dict)
     events: list[Json] = field(default_factory=list)
     predictions: dict[str, list[Json]] = field(default_factory=dict)
+    prompted: Json = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> list[Json]:
         """The events `step`, `eval` and so on."""
@@ -67,6 +71,7 @@ def read_run(folder: Path) -> RunFiles:
         predictions={
             name: rows for name in SPLITS if (rows := read_lines(folder / f"predictions_{name}.jsonl"))
         },
+        prompted=_object(folder / PROMPTED).get("scores", {}),
     )  # fmt: skip
 
 
@@ -118,6 +123,7 @@ def _so_far(files: RunFiles) -> Json:
         "baseline": {k: v for k, v in evals[0].items() if _is_metric(k, v)}
         if evals and not evals[0].get("step")
         else {},
+        "prompted": files.prompted,
         "metrics": {"eval": {name: {"value": value, "ci95": None} for name, value in scores.items()}} if scores else {},
         "trainable_parameters": plan.get("trainable_parameters"),
         "total_parameters": plan.get("total_parameters"),

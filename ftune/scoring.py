@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ftune.base import family_of, limit_of
 from ftune.data.build import Split, encode_split
@@ -28,7 +28,7 @@ from ftune.device import build_accelerator, torch_dtype
 from ftune.errors import Problem, RecipeError, suggestion
 from ftune.evaluation import Scores
 from ftune.evidence import rows_digest
-from ftune.facts import look_at_machine
+from ftune.facts import Device, look_at_machine
 from ftune.finish import score_target
 from ftune.generation import Prediction
 from ftune.in_context import InContext, score_choices
@@ -113,7 +113,7 @@ def evaluate(
     encoded, shown, has_choices = _encoded(target, record, split, data_file, max_rows, tick)
     names = known_metrics(recipe, metrics, OPTION_METRICS if has_choices else ())
     functions = load_metrics(names, record.folder)
-    accelerator, chunk = build_accelerator(runtime), chunk_of(target, record, runtime)
+    accelerator, chunk = build_accelerator(runtime), chunk_of(target, record, runtime.device)
 
     def scoring(done: int, total: int) -> None:
         tick("scoring", done, total)
@@ -197,13 +197,13 @@ def runtime_of(target: Target) -> Runtime:
     return Runtime(machine.device, precision, 1, threads, machine.device == "cpu")
 
 
-def chunk_of(target: Target, record: Record, runtime: Runtime) -> int | None:
+def chunk_of(target: Target, record: Record, device: str) -> int | None:
     """How many targets have logits at once: as in training, or as training on this machine would have it."""
     if target.plan is not None:
         return target.plan.loss_chunk
     config: Any = target.model.config
     refusal = loss_refusal(record.recipe, config, record.head(target.tokenizer), target.tokenizer)
-    return choose_loss_chunk(refusal, int(config.get_text_config().vocab_size), runtime.device)[0]
+    return choose_loss_chunk(refusal, int(config.get_text_config().vocab_size), cast("Device", device))[0]
 
 
 def _record_before_loading(path: Path, kind: str, overrides: tuple[str, ...]) -> Record:

@@ -92,7 +92,7 @@ class Pool:
 
     def _too_few(self, count: int) -> DataError:
         return DataError(
-            f"--shots: expected {count} demonstrations, but data.train has {len(self.all())} rows with an answer and a "
+            f"shots: expected {count} demonstrations, but data.train has {len(self.all())} rows with an answer and a "
             "text that no other row has and no scored row. Ask for fewer shots, or give data.train more rows."
         )
 

@@ -123,7 +123,13 @@ def tiny_version(loaded: Loaded, folder: Path) -> Loaded:
         update={"duration": "2 steps", "batch_size": batch, "micro_batch_size": 2, "max_minutes": None, "warmup": 0}
     )
     evaluation = recipe.eval.model_copy(
-        update={"every": 1, "max_rows": 4, "max_new_tokens": 4, "guard": [_few(s) for s in recipe.eval.guard]}
+        update={
+            "every": 1,
+            "max_rows": 4,
+            "max_new_tokens": 4,
+            "shots": [],
+            "guard": [_few(s) for s in recipe.eval.guard],
+        }
     )
     small = recipe.model_copy(
         update={

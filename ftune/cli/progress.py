@@ -118,6 +118,13 @@ class Screen(Listener):
         self.bar.stop()
 
 
+def _of_base(report: Mapping[str, Any], split: str, name: str) -> str:
+    """What the base model scored with training rows in its prompt."""
+    found = report["prompted"].get(split, {})
+    said = [f"{count}-shot {scores[name]['value']:.4f}" for count, scores in found.items() if name in scores]
+    return f" (base: {', '.join(said)})" if said else ""
+
+
 def card(report: Mapping[str, Any], folder: Path) -> Table:
     """What came of a run: quality, cost, where it is, what to do next."""
     shown = _relative(folder)
@@ -128,7 +135,7 @@ def card(report: Mapping[str, Any], folder: Path) -> Table:
         for name, score in report["metrics"].get(split, {}).items():
             before = report["baseline"].get(name) if split == "eval" else None
             arrow = "" if before is None else f"{before:.4f} -> "
-            table.add_row(f"{split} {name}", f"{arrow}{score['value']:.4f}")
+            table.add_row(f"{split} {name}", f"{arrow}{score['value']:.4f}{_of_base(report, split, name)}")
     table.add_row("time in steps", f"{report['train_seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s")
     table.add_row("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB")
     share = report["trainable_parameters"] / report["total_parameters"]

@@ -93,7 +93,7 @@ def _write(path: Path, text: str) -> Path:
 def _print_run(run: RunFiles) -> None:
     """The tables of `report.md`."""
     from ftune.page import number
-    from ftune.report import costs, headline, interval, results, which_step
+    from ftune.report import beside_base, costs, headline, interval, results, which_step
 
     report = run.known
     _say(headline(report))
@@ -102,6 +102,9 @@ def _print_run(run: RunFiles) -> None:
         for row in results(report)
     ]
     _print("result", ("metric", "before", "value", "95% interval"), rows, "No rows were held out.")
+    header, beside = beside_base(report)
+    if beside:
+        _print("beside the base model", header, beside)
     _say(which_step(report, best=run.plan.get("best") is not None))
     _print("cost", ("what", "value"), list(costs(report).items()))
 

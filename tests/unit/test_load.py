@@ -95,7 +95,7 @@ train:
   deterministic: true
   compile: auto
   early_stopping: {patience: 5, min_delta: 0.01, max_forgetting: 5%}
-eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64,
+eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64, shots: [0, 4],
        guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1,
                 loader: null, file_format: null, header: null, quoting: null, values: {}}]}
 checkpoint: {every: 5%, keep: 3, best: null}
@@ -191,7 +191,7 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
             "compile": False, "early_stopping": None,
         },
         "eval": {"every": "10%", "max_rows": 500, "metrics": "auto", "generate_every": None, "max_new_tokens": 256,
-                 "guard": []},
+                 "shots": [], "guard": []},
         "checkpoint": {"every": "10%", "keep": 2, "best": "eval_loss"},
         "distributed": {"devices": 1},
         "tracking": [],
@@ -379,6 +379,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "eval.max_rows": [0, -1],
     "eval.generate_every": [0, -1],
     "eval.max_new_tokens": [0, -1],
+    "eval.shots": [[-1]],
     "checkpoint.every": [0, -1],
     "checkpoint.keep": [0, -1],
     "distributed.devices": [0, -1],
@@ -417,8 +418,9 @@ def test_a_weight_is_for_training_rows(here: Path) -> None:
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values])
 def test_a_number_out_of_range_is_one_problem(here: Path, key: str, value: Any) -> None:
     [line] = refused(with_value(key, value))
-    inner = f".{next(iter(value))}" if isinstance(value, dict) else ""
-    received = next(iter(value.values())) if isinstance(value, dict) else value
+    inside = dict(enumerate(value)) if isinstance(value, list) else value
+    inner = f".{next(iter(inside))}" if isinstance(inside, dict) else ""
+    received = next(iter(inside.values())) if isinstance(inside, dict) else inside
     shown = f"{received!r}"[:57] + ("..." if len(f"{received!r}") > 60 else "")
     pattern = (
         rf"1:\d+ {re.escape(key + inner)}: expected ('auto' or )?a number (at least|above|at most|below) [0-9.]+, "

@@ -37,6 +37,7 @@ LAYERS = [
     {"methods", "objectives"},
     {"recipe"},
     {"explain", "consistency", "yaml_file"},
+    {"overlay"},
     {"load"},
     {"manifest", "disk"},
     {"store"},
@@ -64,9 +65,14 @@ LAYERS = [
     {"data_view", "data_page", "data_packs"},
     {"provenance"},
     {"session"},
-    {"begin", "finish", "profile_view", "in_context"},
+    {"finish", "profile_view", "in_context"},
+    {"scoring"},
+    {"as_language_model"},
+    {"few_shot"},
+    {"prompted"},
+    {"begin"},
     {"run"},
-    {"witness", "scoring", "answering", "as_language_model", "few_shot", "predicting", "launch", "lr_find"},
+    {"witness", "answering", "predicting", "launch", "lr_find"},
     {"compare", "benchmark"},
     {"merging"},
     {"smoke"},
@@ -78,6 +84,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbyte
          "sklearn", "datasketch", "sacrebleu", "rouge_score", "nervaluate", "nltk",
          "lm_eval"}  # fmt: skip
 LONGER_FILES = {
+    "recipe.py": "every key and what it means are in one file on purpose",
     "store.py": "all durable writes are in one file on purpose",
 }
 
