@@ -234,8 +234,9 @@ def _decide_optimizer(recipe: Recipe, facts: Facts, source: Where, decide: Decid
     _refuse_optimizer(train.optimizer, values["device"])
     decide("optimizer", train.optimizer, source("train.optimizer"))
     if train.learning_rate == "auto":
-        evidence = f"auto: default of method {method.name} ({method.learning_rate_evidence})"
-        decide("learning_rate", method.learning_rate, evidence)
+        at = "" if method.learning_rate_power == 0 else f" at width {facts.model.width}"
+        evidence = f"auto: default of method {method.name}{at} ({method.learning_rate_evidence})"
+        decide("learning_rate", method.default_learning_rate(facts.model.width), evidence)
     else:
         decide("learning_rate", float(train.learning_rate), source("train.learning_rate"))
     decide("schedule", train.schedule, source("train.schedule"))

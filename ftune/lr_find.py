@@ -138,7 +138,7 @@ def lr_find(
     trials = []
     if grid and suggestion is not None:
         trials = _grid(run, start, suggestion, grid, budget)
-    return Finding(method.name, method.learning_rate, points, diverged, suggestion, trials, time.monotonic() - started)
+    return Finding(method.name, _default(run), points, diverged, suggestion, trials, time.monotonic() - started)
 
 
 def _for_one_process(loaded: Loaded) -> Loaded:
@@ -195,9 +195,13 @@ def suggest(points: Sequence[Point]) -> float | None:
     return None if lowest is points[0] else float(f"{lowest.learning_rate / BELOW_MINIMUM:.1e}")
 
 
+def _default(run: Run) -> float:
+    return run.loaded.recipe.learner.default_learning_rate(run.prepared.facts.model.width)
+
+
 def _grid(run: Run, start: dict[str, torch.Tensor], middle: float, count: int, budget: str) -> list[Trial]:
     """Short runs at rates round `middle`, and at the method's default; from the same start, over the same rows."""
-    default = run.loaded.recipe.learner.learning_rate
+    default = _default(run)
     wanted = [float(f"{middle * GRID_FACTOR ** (i - (count - 1) / 2):.2g}") for i in range(count)]
     wanted = sorted({*wanted, default})
     trials = [_trial(run, start, rate, budget, f"run {i} of {len(wanted)}") for i, rate in enumerate(wanted, start=1)]
@@ -212,7 +216,7 @@ def _trial(run: Run, start: dict[str, torch.Tensor], rate: float, budget: str, w
     plan = make_plan(asked, run.prepared.facts, run.loaded.source).model_copy(update={"compile": False})
     load_trainable(run.model, start)
     optimizer = build_optimizer(plan, recipe.learner, run.model)
-    is_default, made, last = rate == recipe.learner.learning_rate, 0, math.nan
+    is_default, made, last = rate == _default(run), 0, math.nan
     try:
         for result in _steps(run, plan, optimizer, f"{what}, rate {rate:g}"):
             made, last = result.step, result.loss

@@ -203,7 +203,7 @@ def methods_cli(json: Json = False) -> None:
 
     console = Console(highlight=False)
     table = Table(title="methods")
-    for column in ("method", "what learns", "merges", "learning rate", "paper"):
+    for column in ("method", "what learns", "merges", "learning rate at width 4096", "paper"):
         table.add_column(column, overflow="fold")
     for row in rows:
         merges = "yes" if row["mergeable"] else "no"
@@ -245,6 +245,7 @@ def _method_row(name: str) -> dict[str, Any]:
         "cells": cells,
         "mergeable": method.mergeable,
         "learning_rate": method.learning_rate,
+        "learning_rate_power": method.learning_rate_power,
         "paper": method.paper,
     }
 

@@ -33,6 +33,15 @@ FAMILIES = ("decoder", "encoder", "encoder_decoder")
 """How a transformer is built; `ftune.model.family_of` reads it off a configuration."""
 
 
+REFERENCE_WIDTH = 4096
+"""Width of models of 7 to 8 billion parameters, for which most learning rates are published."""
+TRIED_WIDTHS = (256, 8192)
+"""Narrowest and widest models with a measured or published rate."""
+NARROWER = 1.2
+"""`learning_rate_power` of methods that add weights: fits rates measured at widths of 256 and 384 and published ones of
+3072 to 8192, see docs/methods.md."""
+
+
 class Method(BaseModel):
     """Which weights learn. Fields are the method's hyper-parameters.
 
@@ -62,9 +71,25 @@ class Method(BaseModel):
     backpropagates: ClassVar[bool] = True
     """Whether gradients pass through the base model."""
     learning_rate: ClassVar[float]
-    """Default learning rate, used when the recipe says `auto`."""
+    """Default learning rate of a model of `REFERENCE_WIDTH`, used when the recipe says `auto`."""
+    learning_rate_power: ClassVar[float] = 0.0
+    """How much higher a rate narrower models want, see `default_learning_rate`."""
     learning_rate_evidence: ClassVar[str]
     """Where that default comes from; the plan prints it."""
+
+    @classmethod
+    def default_learning_rate(cls, width: int) -> float:
+        """`learning_rate` x (`REFERENCE_WIDTH` / width) ** `learning_rate_power`, to two digits.
+
+        Beyond `TRIED_WIDTHS` the rate is that of the nearest of them. That a power of the width fits is Schulman and
+        Thinking Machines Lab 2025, https://thinkingmachines.ai/blog/lora/, who fit 0.78 for Llama.
+
+        Args:
+            width: of the model's hidden states.
+        """
+        lowest, highest = TRIED_WIDTHS
+        ratio = REFERENCE_WIDTH / min(max(width, lowest), highest)
+        return float(f"{cls.learning_rate * ratio**cls.learning_rate_power:.1e}")
 
     @property
     def learner(self) -> Method:

@@ -18,6 +18,7 @@ class Preset(Method):
 
     mergeable: ClassVar[bool] = True
     learning_rate: ClassVar[float] = Full.learning_rate
+    learning_rate_power: ClassVar[float] = Full.learning_rate_power
     learning_rate_evidence: ClassVar[str] = Full.learning_rate_evidence
 
     @property

@@ -23,7 +23,10 @@ class Full(Method):
     standalone: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 2e-5
-    learning_rate_evidence: ClassVar[str] = "small, as every weight moves; peft's comparison has 1e-5 for 3B parameters"
+    learning_rate_power: ClassVar[float] = 1.0
+    learning_rate_evidence: ClassVar[str] = (
+        "peft's comparison has 1e-5 for 3B parameters, Llama 2 has 2e-5 for 7B; narrower models in docs/methods.md"
+    )
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
         """Let every parameter learn."""

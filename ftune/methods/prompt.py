@@ -19,7 +19,7 @@ from pydantic import Field
 
 from ftune import virtual
 from ftune.errors import ArtifactError, NotMergeable
-from ftune.methods import Method, _peft, _virtual
+from ftune.methods import NARROWER, Method, _peft, _virtual
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +44,10 @@ class Prompt(Method):
     )
     learns: ClassVar[str] = "embeddings of virtual tokens before the text"
     paper: ClassVar[str] = "https://arxiv.org/abs/2104.08691"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 1e-3
+    learning_rate_power: ClassVar[float] = NARROWER
     learning_rate_evidence: ClassVar[str] = (
-        "best of 1e-2, 3e-2 and 1e-1 for MiniLM on banking77 after 60 steps; the paper has 0.3, with Adafactor"
+        "peft's comparison has 1e-3 for 3B parameters; narrower models in docs/methods.md"
     )
 
     @property

@@ -16,6 +16,7 @@ from ftune.cli import app
 from ftune.errors import DivergedError, Interrupted, RecipeError
 from ftune.listener import Listener
 from ftune.lr_find import Finding, Point, lr_find, rates, suggest
+from ftune.methods.lora import Lora
 from ftune.model import frozen_fingerprint, trainable_state
 from ftune.signals import StopFlag
 
@@ -120,7 +121,7 @@ def test_a_grid_of_short_runs_begins_at_the_same_weights_each_time(
     ours = [trial.learning_rate for trial in found.trials if not trial.is_default]
     assert ours == pytest.approx([found.suggestion * 10 ** (k / 2) for k in (-1, 0, 1)], rel=0.05)
     (default,) = [trial for trial in found.trials if trial.is_default]
-    assert default.learning_rate == found.default == 2e-4
+    assert default.learning_rate == found.default == Lora.default_learning_rate(64)
     best = min(found.trials, key=lambda trial: trial.eval_loss or math.inf)
     assert [trial.is_best for trial in found.trials] == [trial is best for trial in found.trials]
 
@@ -190,7 +191,8 @@ def test_the_command_prints_json_and_draws(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, [*command, "--json", "--quiet", "--png", str(tmp_path / "lr.png")])
     assert told.exit_code == 0, told.stderr
     found = json.loads(told.stdout)
-    assert len(found["points"]) == 8 and found["method"] == "lora" and found["default"] == 2e-4
+    assert len(found["points"]) == 8 and found["method"] == "lora"
+    assert found["default"] == Lora.default_learning_rate(64)
     assert {trial["is_default"] for trial in found["trials"]} == {True, False}
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
     table = CliRunner().invoke(app, [*command, "--quiet"])

@@ -217,10 +217,14 @@ def test_max_length(asked: Any, limit: int | None, expected: int) -> None:
 
 
 def test_learning_rate_and_its_evidence() -> None:
-    for method, rate in (("lora", 2e-4), ("full", 2e-5)):
-        plan = plan_of(method=method)
+    """Narrower models get higher rates, down to the narrowest that was tried."""
+    for method, width, rate in (
+        ("lora", 4096, 2e-4), ("full", 4096, 2e-5), ("lora", 384, 3.4e-3), ("lora", 256, 5.6e-3), ("lora", 64, 5.6e-3),
+        ("lora", 100_000, 8.7e-5),
+    ):  # fmt: skip
+        plan = plan_of(facts(width=width), method=method)
         assert plan.learning_rate == rate
-        assert plan.sources["learning_rate"].startswith(f"auto: default of method {method} (")
+        assert plan.sources["learning_rate"].startswith(f"auto: default of method {method} at width {width} (")
     assert plan_of(train={"learning_rate": 0.5}).learning_rate == 0.5
 
 
