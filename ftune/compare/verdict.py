@@ -70,8 +70,7 @@ def judge(systems: Sequence[System], metric: str, better: Literal["higher", "low
     adjusted = dict(zip((s.name for s, _ in tested), holm([d.p or 0.0 for _, d in tested]), strict=True))
     against = {system.name: (d, adjusted.get(system.name)) for system, d in zip(others, found, strict=True)}
     equals = [best, *(s for s in others if adjusted.get(s.name, 1.0) >= SIGNIFICANT)]
-    unknown = any(system.measured.spread is None for system in taking_part)
-    recommended, sentence = _answer(best, equals, taking_part, metric, sign, unknown)
+    recommended, sentence = _answer(best, equals, taking_part, metric, sign)
     return Verdict(
         recommended, sentence, best.name, against, _pareto(systems, sign), tuple(s.name for s in taking_part)
     )
@@ -92,12 +91,12 @@ def _choosing(system: System) -> float:
 
 
 def _answer(
-    best: System, equals: Sequence[System], every: Sequence[System], metric: str, sign: float, unknown: bool
+    best: System, equals: Sequence[System], every: Sequence[System], metric: str, sign: float
 ) -> tuple[str | None, str]:
     trained = [system for system in every if system.kind == "trained"]
     if not trained:
         return None, f"Nothing was trained, so there is nothing to choose. Best: {_figure(best, metric)}."
-    if unknown:
+    if best.measured.spread is None or all(system.measured.spread is None for system in trained):
         return None, (
             f"{best.name} has the best figure: {_figure(best, metric)}. With one seed nothing is known of how far "
             "seeds spread, so no method is declared better than another. Train more: --seeds 3."
@@ -112,8 +111,12 @@ def _answer(
         names = " and ".join(_figure(system, metric) for system in untrained)
         shown = f"{_figure(best, metric)} is not shown to be better than {names}"
         return None, f"No tuned method is shown to be better than what needs no training: {shown}."
-    quickest = min((s for s in equals if s.kind == "trained"), key=lambda s: s.cost.get("train_seconds", 0.0))
-    return quickest.name, _praise(quickest, best, equals, metric)
+    known = [system for system in equals if system.measured.spread is not None]
+    quickest = min(known, key=lambda s: s.cost.get("train_seconds", 0.0))
+    once = ", ".join(system.name for system in equals if system not in known)
+    return quickest.name, _praise(quickest, best, known, metric) + (
+        f" Of {once} one seed is finished, so nothing is said about it." if once else ""
+    )
 
 
 def _praise(chosen: System, best: System, equals: Sequence[System], metric: str) -> str:

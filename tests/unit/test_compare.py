@@ -169,6 +169,15 @@ def test_with_one_seed_nothing_is_recommended() -> None:
     assert verdict.recommended is None and "--seeds 3" in verdict.sentence and verdict.best == "lora"
 
 
+def test_a_method_with_one_seed_does_not_silence_the_others() -> None:
+    """Nothing is said about it; unless it is the best, when nothing can be said at all."""
+    two = [system("lora", [0.90, 0.901]), system("full", [0.5, 0.501])]
+    verdict = judge([*two, system("prompt", [0.3])], "accuracy", "higher")
+    assert verdict.recommended == "lora" and "Of prompt one seed is finished" in verdict.sentence
+    best = judge([*two, system("prompt", [0.95])], "accuracy", "higher")
+    assert best.recommended is None and "--seeds 3" in best.sentence
+
+
 def test_a_point_of_the_grid_is_chosen_on_other_rows() -> None:
     """Rank 8 was better on the eval rows, so it takes part, although rank 2 is better on the rows reported."""
     two = system("lora method.rank=2", [0.95, 0.95, 0.951], method="lora", chosen_by=0.7)
