@@ -205,7 +205,7 @@ class Train(Section):
     """Examples per optimizer step over all devices; >= 1."""
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Examples per forward on one device; accumulation follows. `auto` counts tokens, by a formula over memory and
-    shapes, and cuts the rows of a step so that little is padded."""
+    shapes, cuts the rows of a step so that little is padded, and takes half as many where memory does not suffice."""
     learning_rate: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Peak learning rate, >= 0; `auto` is the method's default."""
     optimizer: Optimizer = "adamw"

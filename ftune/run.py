@@ -19,7 +19,7 @@ from ftune.begin import open_run
 from ftune.data.build import Split
 from ftune.data.order import first_epoch
 from ftune.device import peak_memory_bytes
-from ftune.errors import DivergedError, Interrupted
+from ftune.errors import DivergedError, Interrupted, MemoryExhausted
 from ftune.evaluation import forward_scores, mean_loss, row_losses
 from ftune.generation import predict, text_scores
 from ftune.listener import Listener
@@ -27,6 +27,7 @@ from ftune.load import Loaded
 from ftune.loop import StepResult, train_steps
 from ftune.model import trainable_state
 from ftune.optim import optimizer_state
+from ftune.out_of_memory import cut_smaller
 from ftune.prepare import output_dir_of, prepare
 from ftune.profile_view import meter_of, publish_profile
 from ftune.report import Report
@@ -121,7 +122,7 @@ def _fit(run: Run) -> Generator[StepResult]:
 
 
 def _train(run: Run) -> None:
-    """Consume the loop: log, evaluate, save, stop."""
+    """Make the steps that are left: log, evaluate, save, stop."""
     plan, state, guard = run.plan, run.state, run.prepared.dataset.guard
     run.listener.planned(plan, state.step)
     if state.step == 0 and (not state.baseline or state.guard_baseline.keys() != guard.keys()):
@@ -129,24 +130,39 @@ def _train(run: Run) -> None:
         state.baseline = _evaluate(run, generate=False)
     elif state.evaluated_step < state.step and _due(state.step, plan.eval_every, plan.steps):
         _after_step(run)  # the run was cut between this step and its evaluation
-    with run.meter, closing(_steps(run)) as steps:  # whatever ends training, no thread stays behind
-        while state.finished is None and not _interrupted_anywhere(run):
-            result = next(steps, None)
-            if result is None:
-                break
-            _count(state, result)
-            memory = peak_memory_bytes(plan.device)
-            rates = {
-                "tokens_per_second": result.tokens / result.seconds,
-                "flops_per_second": result.flops / result.seconds,
-            }
-            run.log("step", memory_bytes=memory, **rates, **{k: v for k, v in asdict(result).items() if k != "step"})
-            run.listener.step(result, plan, memory)
-            _after_step(run)
-            if run.meter.after_step(result, last=state.finished is not None):
-                publish_profile(run, memory)
+    with run.meter:
+        while not _made_all_steps(run):
+            pass
     if state.finished is None:
         _save_and_leave(run)
+
+
+def _made_all_steps(run: Run) -> bool:
+    """Consume the loop to its end; False where a step did not fit into memory and is to be made again in smaller parts."""
+    plan, state = run.plan, run.state
+    try:
+        with closing(_steps(run)) as steps:  # whatever ends training, no thread stays behind
+            while state.finished is None and not _interrupted_anywhere(run):
+                result = next(steps, None)
+                if result is None:
+                    break
+                _count(state, result)
+                memory = peak_memory_bytes(plan.device)
+                rates = {
+                    "tokens_per_second": result.tokens / result.seconds,
+                    "flops_per_second": result.flops / result.seconds,
+                }
+                run.log(
+                    "step", memory_bytes=memory, **rates, **{k: v for k, v in asdict(result).items() if k != "step"}
+                )
+                run.listener.step(result, plan, memory)
+                _after_step(run)
+                if run.meter.after_step(result, last=state.finished is not None):
+                    publish_profile(run, memory)
+    except MemoryExhausted as error:
+        cut_smaller(run, error, lambda: _save(run))
+        return False
+    return True
 
 
 def _save_and_leave(run: Run) -> None:

@@ -70,7 +70,7 @@ LAYERS = [
     {"as_language_model"},
     {"few_shot"},
     {"prompted"},
-    {"begin"},
+    {"begin", "out_of_memory"},
     {"run"},
     {"witness", "answering", "predicting", "launch", "lr_find"},
     {"compare", "benchmark"},
