@@ -19,8 +19,8 @@ from ftune.quantities import is_share
 from ftune.recipe import Recipe, sources
 
 FREE = (
-    "train.duration", "train.max_minutes", "train.early_stopping", "train.micro_batch_size", "data.packing",
-    "train.activation_checkpointing", "train.compile", "eval.every", "eval.metrics", "eval.generate_every",
+    "train.duration", "train.max_minutes", "train.early_stopping", "train.max_skipped_steps", "train.micro_batch_size",
+    "data.packing", "train.activation_checkpointing", "train.compile", "eval.every", "eval.metrics", "eval.generate_every",
     "eval.max_new_tokens", "eval.shots", "eval.guard", "data.max_dropped", "checkpoint", "tracking", "output_dir",
     "distributed",
 )  # fmt: skip

@@ -224,6 +224,7 @@ def _report(run: Run, step: int, scored: dict[str, Scored], guard: dict[str, Sco
         "finished": state.finished,
         "forgetting": stopping.forgetting(state, plan),
         "steps": state.step,
+        "skipped_steps": state.skipped_steps,
         "model_step": step,
         "baseline": state.baseline,
         "prompted": read_run(run.folder).prompted,

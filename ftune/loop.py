@@ -44,6 +44,7 @@ class StepResult:
         data_wait: the part of it that was spent waiting for the rows, in seconds.
         flops: floating-point operations that the window needs, see `ftune.flops`.
         mfu: share of what the devices can do at most, where that is known.
+        skipped: why no update was made, where loss or gradient were not finite; else nothing.
     """
 
     step: int
@@ -57,6 +58,13 @@ class StepResult:
     data_wait: float
     flops: float
     mfu: float | None
+    skipped: str = ""
+
+
+STOPPED = (
+    "Stopped before the update; the last checkpoint is good. Lower train.learning_rate, look at these rows, or allow "
+    "some such steps with train.max_skipped_steps."
+)
 
 
 def training_module(model: torch.nn.Module, objective: Objective, chunk: int | None) -> torch.nn.Module:
@@ -97,6 +105,7 @@ def train_steps(
     interrupted: Callable[[], bool],
     meter: Meter,
     rate_of: Callable[[int], float] | None = None,
+    may_skip: Callable[[], bool] = lambda: False,
 ) -> Generator[StepResult]:
     """Make updates `first_step` to `plan.steps - 1`.
 
@@ -114,6 +123,7 @@ def train_steps(
         interrupted: polled between micro-batches of a single process; true ends the loop without a partial update.
         meter: counts operations, and sees where the time goes.
         rate_of: learning rate of a step, from 0; None is the plan's schedule.
+        may_skip: whether a step that is not finite is passed over; asked in all processes alike.
 
     Yields:
         One result per update.
@@ -139,7 +149,7 @@ def train_steps(
             with meter.span("data"):
                 laid, waited = next(ready)
             rate = learning_rate(plan, step) if rate_of is None else rate_of(step)
-            done = _update(plan, laid, rate, accelerator, module, optimizer, interrupted, meter)
+            done = _update(plan, laid, rate, accelerator, module, optimizer, interrupted, meter, may_skip)
             if done is None:
                 return
             yield _result(laid.window, done, time.perf_counter() - started, waited, meter)
@@ -166,11 +176,12 @@ def _compile(laid: Laid, accelerator: Accelerator, module: torch.nn.Module, inte
 
 
 class Done(NamedTuple):
-    """What an update did: loss per target, gradient norm before clipping, learning rate."""
+    """What an update did: loss per target, gradient norm before clipping, learning rate; or that there was none."""
 
     loss: float
     grad_norm: float
     learning_rate: float
+    skipped: str = ""
 
 
 def _update(
@@ -182,6 +193,7 @@ def _update(
     optimizer: torch.optim.Optimizer,
     interrupted: Callable[[], bool],
     meter: Meter,
+    may_skip: Callable[[], bool],
 ) -> Done | None:
     """One update of what learns, at learning rate `rate`; None, and no update, when interrupted.
 
@@ -198,7 +210,10 @@ def _update(
     with meter.span("clipping"):
         grad_norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise DivergedError(_diverged(work, loss, grad_norm, _over_ranks(suspects, accelerator)))
+        found = _not_finite(work, loss, grad_norm, _over_ranks(suspects, accelerator))
+        if may_skip():
+            return Done(loss, grad_norm, rate, f"{found} No update was made.")
+        raise DivergedError(f"{found} {STOPPED}")
     set_learning_rate(optimizer, rate)
     with meter.span("optimizer"):
         optimizer.step()
@@ -208,8 +223,8 @@ def _update(
 def _result(work: Window, done: Done, seconds: float, waited: float, meter: Meter) -> StepResult:
     flops = meter.flops(work)
     return StepResult(
-        work.step + 1, *done, work.num_rows, work.num_tokens, work.num_targets, seconds, waited, flops,
-        meter.mfu(flops, seconds),
+        work.step + 1, done.loss, done.grad_norm, done.learning_rate, work.num_rows, work.num_tokens, work.num_targets,
+        seconds, waited, flops, meter.mfu(flops, seconds), done.skipped,
     )  # fmt: skip
 
 
@@ -266,13 +281,10 @@ def _over_ranks(places: list[str], accelerator: Accelerator) -> list[str]:
     return list(gather_object(places)) if accelerator.num_processes > 1 else places
 
 
-def _diverged(work: Window, loss: float, grad_norm: float, suspects: list[str]) -> str:
+def _not_finite(work: Window, loss: float, grad_norm: float, suspects: list[str]) -> str:
     places = suspects or [example.place for batch in work.micro_batches for example in batch]
     shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
-    return (
-        f"step {work.step + 1}: loss {loss}, gradient norm {grad_norm}; expected finite numbers. Stopped before the "
-        f"update; the last checkpoint is good. Rows: {shown}. Lower train.learning_rate, or look at these rows."
-    )
+    return f"step {work.step + 1}: loss {loss}, gradient norm {grad_norm}; expected finite numbers. Rows: {shown}."
 
 
 def _out_of_memory(plan: Plan) -> str:

@@ -1,7 +1,7 @@
 """Out of memory in a step: make it again, cut into smaller forwards. The step's rows and their order stay the same.
 
-Nothing of a step that failed is kept: its gradient is thrown away, and no update was made. The steps before it are saved,
-and `plan.json` has the smaller size, so that a resumed run goes on as this one does.
+Nothing of a step that failed is kept: its gradient is thrown away, and no update was made. The steps before it are
+saved, and `plan.json` has the smaller size, so that a resumed run goes on as this one does.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def cut_smaller(run: Run, error: MemoryExhausted, save: Callable[[], None]) -> N
     run.plan = smaller
     run.store.write_json("plan.json", smaller.to_json())
     run.log("out_of_memory", **_size(smaller))
-    run.listener.note(
-        f"out of memory after step {run.state.step} with {_said(plan)}; goes on with {_said(smaller)} and the same batch"
-    )
+    now = f"goes on with {_said(smaller)} and the same batch"
+    run.listener.note(f"out of memory after step {run.state.step} with {_said(plan)}; {now}")
 
 
 def halved(plan: Plan, longest: int, step: int) -> Plan | None:

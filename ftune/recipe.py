@@ -230,6 +230,8 @@ class Train(Section):
     compile: Literal["auto"] | bool = False
     """Let torch's compiler merge what a block does beside products and attention; the first start waits for it. `auto`
     does so where the run is long enough to win that back. Needs a C++ compiler."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps whose loss or gradient is not finite that are passed over without an update; one more ends the run."""
     early_stopping: EarlyStopping | None = None
     """Stop early; needs `data.eval`, or `eval.guard` for `max_forgetting`."""
 

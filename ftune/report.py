@@ -128,6 +128,7 @@ def costs(report: Mapping[str, Any]) -> dict[str, str]:
     peak, speed, mfu = get("peak_memory_bytes"), get("flops_per_second"), get("mfu")
     found = {
         "trainable parameters": f"{learned:,} of {every:,} ({learned / every:.2%})" if learned and every else None,
+        "steps without an update, not finite": _whole(get("skipped_steps") or None),
         "rows seen": _whole(get("rows_seen")),
         "tokens seen": _whole(get("tokens_seen")),
         "supervised tokens seen": _whole(get("targets_seen")),

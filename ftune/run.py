@@ -12,7 +12,6 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ftune import drift, finish, stopping
 from ftune.begin import open_run
@@ -37,9 +36,6 @@ from ftune.start import pad_id_of
 from ftune.state import TrainState
 from ftune.store import OnOperation, Store, prune
 from ftune.target import SETTLED
-
-if TYPE_CHECKING:
-    pass
 
 
 def train(
@@ -99,6 +95,7 @@ def _steps(run: Run) -> Generator[StepResult]:
         first_step=run.state.step,
         interrupted=lambda: run.stop.set,
         meter=run.meter,
+        may_skip=lambda: run.state.skipped_steps < run.loaded.recipe.train.max_skipped_steps,
     )
 
 
@@ -138,7 +135,7 @@ def _train(run: Run) -> None:
 
 
 def _made_all_steps(run: Run) -> bool:
-    """Consume the loop to its end; False where a step did not fit into memory and is to be made again in smaller parts."""
+    """Consume the loop to its end; False where a step did not fit and is to be made again in smaller parts."""
     plan, state = run.plan, run.state
     try:
         with closing(_steps(run)) as steps:  # whatever ends training, no thread stays behind
@@ -152,9 +149,10 @@ def _made_all_steps(run: Run) -> bool:
                     "tokens_per_second": result.tokens / result.seconds,
                     "flops_per_second": result.flops / result.seconds,
                 }
-                run.log(
-                    "step", memory_bytes=memory, **rates, **{k: v for k, v in asdict(result).items() if k != "step"}
-                )
+                found = {k: v for k, v in asdict(result).items() if k != "step" and v != ""}
+                run.log("step", memory_bytes=memory, **rates, **found)
+                if result.skipped:
+                    run.listener.note(result.skipped)
                 run.listener.step(result, plan, memory)
                 _after_step(run)
                 if run.meter.after_step(result, last=state.finished is not None):
@@ -175,6 +173,7 @@ def _save_and_leave(run: Run) -> None:
 
 def _count(state: TrainState, result: StepResult) -> None:
     state.step = result.step
+    state.skipped_steps += bool(result.skipped)
     state.rows_seen += result.rows
     state.tokens_seen += result.tokens
     state.targets_seen += result.targets

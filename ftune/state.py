@@ -21,6 +21,7 @@ class TrainState(BaseModel):
         guard_baseline: the same of each guard set, by its name.
         guard_losses: of each guard set at the last evaluation, where the rule of forgetting is on.
         within_step: without a best, the last evaluated step within the limit of forgetting.
+        skipped_steps: steps without an update, since loss or gradient were not finite.
         finished: why no step follows, once that is so.
     """
 
@@ -41,4 +42,5 @@ class TrainState(BaseModel):
     guard_baseline: dict[str, dict[str, float]] = {}
     guard_losses: dict[str, float] = {}
     within_step: int | None = None
+    skipped_steps: int = 0
     finished: str | None = None

@@ -13,6 +13,7 @@ from laws import ROWS, Shared, events, recipe, train
 
 from ftune.errors import DivergedError, exit_code_of
 from ftune.evaluation import likelihood_scores
+from ftune.load import Loaded
 from ftune.manifest import verify
 from ftune.state import TrainState
 from ftune.store import checkpoints
@@ -110,3 +111,35 @@ def test_a_loss_too_large_for_a_perplexity_is_still_a_number(tmp_path: Path) -> 
     json.dumps(numbers, allow_nan=False)
     state = TrainState(baseline=numbers)
     assert TrainState.model_validate_json(state.model_dump_json()) == state
+
+
+def test_some_steps_may_be_passed_over(tmp_path: Path, shared: Shared) -> None:
+    """Nothing is learned in them; beyond the limit the run ends, and a higher one lets it go on to the same bits."""
+    from safetensors.torch import load_file
+
+    rows = [{"prompt": f"{i} is", "completion": "Q" if i == 5 else f"{i * i}."} for i in range(8)]
+    base = poisoned(shared, tmp_path / "base", ord("Q"), float("inf"))
+
+    def allowed(folder: str, number: int) -> Loaded:
+        return recipe(
+            tmp_path / folder, rows=rows, model=str(base), method="lora", checkpoint={"every": 1, "keep": 9},
+            train={"duration": "6 steps", "batch_size": 4, "max_skipped_steps": number},
+        )  # fmt: skip
+
+    report = train(allowed("three", 3))
+    run = tmp_path / "three" / "run"
+    skipped = [event for event in events(run, "step") if "skipped" in event]
+    assert report["skipped_steps"] == len(skipped) == 3 and report["steps"] == 6
+    assert all("rows.jsonl:6" in event["skipped"] and event["loss"] == "nan" for event in skipped)
+    assert "steps without an update, not finite | 3" in (run / "report.md").read_text()
+    saved = dict(checkpoints(run))
+    for step in range(2, 7):
+        before, after = (load_file(saved[n] / "weights.safetensors") for n in (step - 1, step))
+        same = all(before[name].equal(after[name]) for name in before)
+        assert same == (step in [event["step"] for event in skipped])
+    with pytest.raises(DivergedError, match=r"step \d: loss nan.*train.max_skipped_steps"):
+        train(allowed("two", 2))
+    assert train(allowed("two", 3))["skipped_steps"] == 3
+    for name in ("weights", "optimizer"):
+        one, other = (tmp_path / f / "run" / "checkpoints" / "step_000006" for f in ("two", "three"))
+        assert (one / f"{name}.safetensors").read_bytes() == (other / f"{name}.safetensors").read_bytes()

@@ -94,6 +94,7 @@ train:
   activation_checkpointing: true
   deterministic: true
   compile: auto
+  max_skipped_steps: 3
   early_stopping: {patience: 5, min_delta: 0.01, max_forgetting: 5%}
 eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64, shots: [0, 4],
        guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1,
@@ -188,7 +189,7 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
             "duration": "3 epochs", "max_minutes": None, "batch_size": 32, "micro_batch_size": "auto",
             "learning_rate": "auto", "optimizer": "adamw", "schedule": "cosine", "warmup": "3%", "weight_decay": 0.0,
             "max_grad_norm": 1.0, "precision": "auto", "activation_checkpointing": "auto", "deterministic": False,
-            "compile": False, "early_stopping": None,
+            "compile": False, "max_skipped_steps": 0, "early_stopping": None,
         },
         "eval": {"every": "10%", "max_rows": 500, "metrics": "auto", "generate_every": None, "max_new_tokens": 256,
                  "shots": [], "guard": []},
@@ -373,6 +374,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "train.warmup": [-1],
     "train.weight_decay": [-0.1],
     "train.max_grad_norm": [0, -1.0],
+    "train.max_skipped_steps": [-1],
     "train.early_stopping.patience": [0, -1],
     "train.early_stopping.min_delta": [-0.1],
     "eval.every": [0, -1],

@@ -16,9 +16,7 @@ from ftune.load import Loaded, load_recipe
 from ftune.objectives.causal_lm import CausalLM
 
 ROWS = [{"prompt": f"{n} and {n}", "completion": "odd" * (1 + n % 3)} for n in range(24)]
-WORDS = (
-    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-)
+WORDS = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 
 
 def asked(folder: Path, **sections: Any) -> Loaded:
