@@ -112,21 +112,19 @@ def train_steps(
     Args:
         plan: every number of the run.
         accelerator: devices, precision and DDP; nothing else of it is used.
-        module: `training_module` as accelerate prepared it.
-        optimizer: over what learns.
+        module, optimizer: `training_module` as accelerate prepared it, and over what learns.
         objective: collates and scores.
         examples: the encoded training split.
         mix: how often an epoch sees the examples of each source; None sees each once.
         pad_id: id that fills short rows; it is masked by length.
         draw: hides part of each example, where the objective does that.
         first_step: updates already done.
-        interrupted: polled between micro-batches of a single process; true ends the loop without a partial update.
-        meter: counts operations, and sees where the time goes.
+        interrupted: polled between micro-batches of a single process; ends the loop without a partial update.
+        meter: counts operations and time.
         rate_of: learning rate of a step, from 0; None is the plan's schedule.
         may_skip: whether a step that is not finite is passed over; asked in all processes alike.
 
-    Yields:
-        One result per update.
+    Yields: one result per step.
 
     Raises:
         DivergedError: loss or gradient norm is not finite; raised before the update.
