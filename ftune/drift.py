@@ -20,8 +20,8 @@ from ftune.recipe import Recipe, sources
 
 FREE = (
     "train.duration", "train.max_minutes", "train.early_stopping", "train.max_skipped_steps", "train.micro_batch_size",
-    "data.packing", "train.activation_checkpointing", "train.compile", "eval.every", "eval.metrics",
-    "eval.generate_every", "eval.max_new_tokens", "eval.shots", "eval.guard", "data.max_dropped", "checkpoint", "tracking", "output_dir",
+    "train.activation_checkpointing", "train.compile", "data.packing", "data.max_dropped", "eval.every", "eval.metrics",
+    "eval.generate_every", "eval.max_new_tokens", "eval.shots", "eval.guard", "checkpoint", "tracking", "output_dir",
     "distributed",
 )  # fmt: skip
 """Keys that may change between starts of one run."""

@@ -107,12 +107,13 @@ def train_steps(
     rate_of: Callable[[int], float] | None = None,
     may_skip: Callable[[], bool] = lambda: False,
 ) -> Generator[StepResult]:
-    """Make updates `first_step` to `plan.steps - 1`.
+    """Make updates `first_step` to `plan.steps - 1`. One result a step.
 
     Args:
         plan: every number of the run.
         accelerator: devices, precision and DDP; nothing else of it is used.
-        module, optimizer: `training_module` as accelerate prepared it, and over what learns.
+        module: `training_module` as accelerate prepared it.
+        optimizer: over what learns.
         objective: collates and scores.
         examples: the encoded training split.
         mix: how often an epoch sees the examples of each source; None sees each once.
@@ -123,8 +124,6 @@ def train_steps(
         meter: counts operations and time.
         rate_of: learning rate of a step, from 0; None is the plan's schedule.
         may_skip: whether a step that is not finite is passed over; asked in all processes alike.
-
-    Yields: one result per step.
 
     Raises:
         DivergedError: loss or gradient norm is not finite; raised before the update.
