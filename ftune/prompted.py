@@ -95,8 +95,7 @@ def _known(folder: Path, identity: str) -> bool:
 def _identity(loaded: Loaded, fingerprint: str) -> str:
     """Digest of all that the scores depend on."""
     recipe = loaded.recipe
-    known = [
-        fingerprint, recipe.model_dump(mode="json", include={"objective", "data", "eval", "seed"}),
-        data_files(recipe, loaded.folder),
-    ]  # fmt: skip
+    evaluation = recipe.eval.model_dump(mode="json", include={"shots", "metrics", "max_rows", "max_new_tokens"})
+    rest = recipe.model_dump(mode="json", include={"objective", "data", "seed"})
+    known = [fingerprint, evaluation, rest, data_files(recipe, loaded.folder)]
     return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

@@ -120,7 +120,7 @@ class Screen(Listener):
 
 def _of_base(report: Mapping[str, Any], split: str, name: str) -> str:
     """What the base model scored with training rows in its prompt."""
-    found = report["prompted"].get(split, {})
+    found = report.get("prompted", {}).get(split, {})  # older reports have none
     said = [f"{count}-shot {scores[name]['value']:.4f}" for count, scores in found.items() if name in scores]
     return f" (base: {', '.join(said)})" if said else ""
 
