@@ -143,14 +143,27 @@ def explained(base: Base) -> Iterator[None]:
     """What transformers says about a missing or refused model, in one line."""
     try:
         yield
+    except _damage() as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise ArtifactError(
+            f"model '{base.name}': its files are damaged, or are not those of a model: {type(error).__name__}: {said}. "
+            "Download it again, or name another."
+        ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         message = f"model '{base.name}' ends in a head of another size. Name the base model it was tuned from instead."
         raise ArtifactError(message) from error
     except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "is no folder here and cannot be had from the hub" if base.kind == "hub" else "cannot be loaded"
         raise MachineError(
             f"model '{base.name}' {where}: {first} Check the name, or download it first and name its folder."
         ) from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What libraries raise over files of another content than they expect, besides what says itself what is wrong."""
+    from safetensors import SafetensorError
+
+    return SafetensorError, RecursionError, LookupError, TypeError, AttributeError, ArithmeticError

@@ -73,11 +73,13 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError
 
+        from ftune.data.bounded import render
         from ftune.data.sandbox import MARKS
 
         template = self._template(tools is not None)
         try:
-            return template.render(
+            return render(
+                template,
                 {
                     **self._special_tokens,
                     "messages": list(messages),
@@ -85,7 +87,7 @@ class ChatTemplate:
                     "documents": None,
                     "add_generation_prompt": ask,
                     MARKS: marks,
-                }
+                },
             )
         except (TemplateError, *FAULTS) as error:
             roles = ", ".join(str(message["role"]) for message in messages)

@@ -246,7 +246,9 @@ def _invalid(error: TemplateSyntaxError) -> DataError:
 def _run(template: Template, values: Mapping[str, Any]) -> str:
     from jinja2 import TemplateError
 
+    from ftune.data.bounded import render
+
     try:
-        return template.render(dict(values))
+        return render(template, values)
     except (TemplateError, *FAULTS) as error:
         raise ValueError(f"data.template cannot be rendered: {error}. Columns here: {', '.join(values)}") from error

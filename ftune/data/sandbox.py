@@ -17,8 +17,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, ContextReference, Node
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from ftune.data.bounded import BoundedEnvironment
 
 TODAY = datetime(2024, 7, 26)
 """What a template that prints the date prints: the day that Llama 3's own template falls back to. A real date would
@@ -28,10 +29,10 @@ MARKS = "_ftune_marks"
 
 
 @functools.cache
-def prompt_environment() -> ImmutableSandboxedEnvironment:
+def prompt_environment() -> BoundedEnvironment:
     """For a prompt rendered from the columns of a row."""
     return _without_chance(
-        ImmutableSandboxedEnvironment(
+        BoundedEnvironment(
             undefined=StrictUndefined,
             keep_trailing_newline=True,
             autoescape=False,
@@ -41,9 +42,9 @@ def prompt_environment() -> ImmutableSandboxedEnvironment:
 
 
 @functools.cache
-def chat_environment() -> ImmutableSandboxedEnvironment:
+def chat_environment() -> BoundedEnvironment:
     """For a conversation, with the tags, filters and functions that chat templates are written for."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
@@ -51,7 +52,7 @@ def chat_environment() -> ImmutableSandboxedEnvironment:
     return _without_chance(environment)
 
 
-def _without_chance(environment: ImmutableSandboxedEnvironment) -> ImmutableSandboxedEnvironment:
+def _without_chance(environment: BoundedEnvironment) -> BoundedEnvironment:
     del environment.filters["random"], environment.globals["lipsum"]
     return environment
 

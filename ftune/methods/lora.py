@@ -160,6 +160,8 @@ class Lora(Method):
         problems = _adaptable.unmatched("method.target_modules", wanted or [], layers, model)
         problems += targets.unmatched("method.rank_pattern", self.rank_pattern, matched, layers)
         problems += targets.unmatched("method.alpha_pattern", self.alpha_pattern, matched, layers)
+        if wanted is None and not layers:
+            problems.append(Problem("model.name", "has no linear layer, so LoRA has nothing to adapt."))
         if problems:
             raise RecipeError(problems)
         return matched

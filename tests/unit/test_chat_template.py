@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
 from golden_masks import TEMPLATES, conversation, said, sample, tokenizer
 from tiny_tokenizers import FAMILIES, THINKING, byte_tokenizer
 
+from ftune.data.bounded import render
 from ftune.data.chat_template import ChatTemplate, message_of
 from ftune.data.render import Renderer
-from ftune.data.sandbox import TODAY
+from ftune.data.sandbox import TODAY, chat_environment, prompt_environment
 from ftune.errors import DataError
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Ä <of> 'a' city", "parameters": {}}}]
@@ -176,3 +178,46 @@ def test_samples_are_plain_values() -> None:
     ]
     assert len({row.content, *(other.content for other in others)}) == 5
     assert conversation("chatml").content == conversation("chatml").content
+
+
+TWICE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+HIDDEN = "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}x{% endfor %}{% endfor %}"
+ENDLESS = {
+    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = b %}{% endfor %}{% endfor %}",
+    "a loop that shows nothing": HIDDEN,
+    "a macro that calls itself twice": TWICE,
+    "a list in a loop": "{% for a in range(99999) %}{% set b = range(99999) | list %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
+def test_no_template_runs_for_ever(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftune.data.bounded.MOST_SECONDS", 0.3)
+    began = time.monotonic()
+    for environment in (chat_environment(), prompt_environment()):
+        with pytest.raises(ValueError, match="was not done after 0 s"):
+            render(environment.from_string(source), {})
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ 'x' * 10 ** 10 }}", "{{ 10 ** 10 * 'x' }}", "{{ [0] * 10 ** 9 }}", "{{ 9 ** (10 ** 9) }}", "{{ 2 ** -9999 }}"],
+)
+def test_no_template_makes_more_than_it_needs(source: str) -> None:
+    for environment in (chat_environment(), prompt_environment()):
+        with pytest.raises(ValueError, match="more than a template needs"):
+            render(environment.from_string(source), {})
+
+
+def test_what_templates_do_is_within_the_bounds() -> None:
+    source = "{% for a in [1, 2, 3] if a > 1 %}{{ a }}{{ '-' * a }}{{ loop.index }}{% endfor %}{{ 2 ** 10 }}{{ 3 * 4 }}"
+    for environment in (chat_environment(), prompt_environment()):
+        assert render(environment.from_string(source), {}) == "2--13---2102412"
+
+
+def test_a_template_cannot_take_the_clock_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftune.data.bounded.MOST_SECONDS", 0.3)
+    source = "{% set tick = dict %}{% set environment = 1 %}" + ENDLESS["loops in loops"]
+    with pytest.raises(ValueError, match="was not done"):
+        render(chat_environment().from_string(source), {"environment": None, "tick": dict})

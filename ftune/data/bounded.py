@@ -1,0 +1,89 @@
+"""A sandbox in which no template runs for ever, or makes a text as large as memory.
+
+Jinja's own sandbox keeps templates from Python. It bounds one `range`, but not loops inside loops, macros that call
+themselves twice, or `"x" * 10 ** 10`. A template comes with a model that somebody else has published.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Template, nodes
+from jinja2.environment import Environment
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MOST_SECONDS = 20.0
+"""Time for one text. Templates take well under a millisecond."""
+LARGEST_TEXT = 10_000_000
+"""Characters, or entries of a list, that one product may have."""
+LARGEST_EXPONENT = 1_000
+_clock = threading.local()
+
+
+def render(template: Template, values: Mapping[str, Any]) -> str:
+    """`template` with `values`.
+
+    Raises:
+        ValueError: it takes too long, or makes too much.
+        Anything that a template may raise.
+    """
+    _clock.deadline = time.monotonic() + MOST_SECONDS
+    try:
+        return template.render(values)
+    except MemoryError as error:
+        raise ValueError("the template makes more than fits into memory") from error
+    finally:
+        _clock.deadline = None
+
+
+class Clock(Extension):
+    """Looks at the clock in every turn of a loop and every call of a macro. Templates cannot name it."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+
+    def tick(self) -> bool:
+        """True, as long as there is time."""
+        deadline = getattr(_clock, "deadline", None)
+        if deadline is not None and time.monotonic() > deadline:
+            raise ValueError(f"the template was not done after {MOST_SECONDS:.0f} s, so it may never be")
+        return True
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with bounds on time and on products."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "extensions": [*options.get("extensions", ()), Clock]})
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            loop.body.insert(0, nodes.ExprStmt(_tick(loop)).set_lineno(loop.lineno))
+            loop.test = None if loop.test is None else nodes.And(_tick(loop), loop.test).set_lineno(loop.lineno)
+        bodies: list[nodes.Macro | nodes.CallBlock] = [*tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock)]
+        for called in bodies:
+            called.body.insert(0, nodes.ExprStmt(_tick(called)).set_lineno(called.lineno))
+        return tree
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """A product or a power, unless it is larger than any template needs."""
+        if operator == "**" and isinstance(right, int) and abs(right) > LARGEST_EXPONENT:
+            raise ValueError(f"{left!r} ** {right} is more than a template needs")
+        for text, times in ((left, right), (right, left)):
+            sized = isinstance(text, (str, bytes, list, tuple)) and isinstance(times, int)
+            if operator == "*" and sized and len(text) * times > LARGEST_TEXT:
+                raise ValueError(f"a text or list of {len(text) * times:,} parts is more than a template needs")
+        return super().call_binop(context, operator, left, right)
+
+
+def _tick(near: nodes.Node) -> nodes.Expr:
+    call = nodes.Call(nodes.ExtensionAttribute(Clock.identifier, "tick"), [], [], None, None)
+    call.set_lineno(near.lineno)
+    return call
