@@ -37,9 +37,6 @@ REFERENCE_WIDTH = 4096
 """Width of models of 7 to 8 billion parameters, for which most learning rates are published."""
 TRIED_WIDTHS = (256, 8192)
 """Narrowest and widest models with a measured or published rate."""
-NARROWER = 1.2
-"""`learning_rate_power` of methods that add weights: fits rates measured at widths of 256 and 384 and published ones of
-3072 to 8192, see docs/methods.md."""
 
 
 class Method(BaseModel):

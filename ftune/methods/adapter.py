@@ -26,7 +26,7 @@ from pydantic import Field
 from ftune import targets
 from ftune.errors import ArtifactError, NotMergeable, Problem, RecipeError
 from ftune.layers import ADAPTER, NonLinearity, adapters, bottleneck, insert
-from ftune.methods import NARROWER, Method
+from ftune.methods import Method
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class Adapter(Method):
     learns: ClassVar[str] = "bottleneck layers behind or beside the parts of each block"
     paper: ClassVar[str] = "https://arxiv.org/abs/1902.00751"
     learning_rate: ClassVar[float] = 3e-4
-    learning_rate_power: ClassVar[float] = NARROWER
+    learning_rate_power: ClassVar[float] = 1.2
     learning_rate_evidence: ClassVar[str] = (
         "inside the 3e-5 to 3e-3 that Houlsby et al. searched on BERT; narrower models in docs/methods.md"
     )

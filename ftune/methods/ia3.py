@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ftune import targets
 from ftune.errors import Problem, RecipeError
-from ftune.methods import NARROWER, Method, _adaptable, _peft
+from ftune.methods import Method, _adaptable, _peft
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class Ia3(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2205.05638"
     mergeable: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 3e-3
-    learning_rate_power: ClassVar[float] = NARROWER
+    learning_rate_power: ClassVar[float] = 1.2
     learning_rate_evidence: ClassVar[str] = (
         "the paper's rate for T0 of 3 and 11 billion parameters; narrower models in docs/methods.md"
     )

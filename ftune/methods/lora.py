@@ -19,7 +19,7 @@ from pydantic import Field
 
 from ftune import targets
 from ftune.errors import Problem, RecipeError
-from ftune.methods import NARROWER, Method, _adaptable, _lora_start, _peft, _tokens
+from ftune.methods import Method, _adaptable, _lora_start, _peft, _tokens
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class Lora(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
     mergeable: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 2e-4
-    learning_rate_power: ClassVar[float] = NARROWER
+    learning_rate_power: ClassVar[float] = 1.0
     learning_rate_evidence: ClassVar[str] = (
         "ten times full tuning's, as peft's comparison and Schulman et al. have it; narrower models in docs/methods.md"
     )

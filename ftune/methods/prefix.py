@@ -20,7 +20,7 @@ from pydantic import Field
 
 from ftune import prefix_attention, virtual
 from ftune.errors import ArtifactError, NotMergeable
-from ftune.methods import NARROWER, Method, _peft, _virtual
+from ftune.methods import Method, _peft, _virtual
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class Prefix(Method):
     learns: ClassVar[str] = "keys and values of virtual tokens in every attention layer"
     paper: ClassVar[str] = "https://arxiv.org/abs/2101.00190"
     learning_rate: ClassVar[float] = 1e-3
-    learning_rate_power: ClassVar[float] = NARROWER
+    learning_rate_power: ClassVar[float] = 1.0
     learning_rate_evidence: ClassVar[str] = (
         "peft's comparison has 1e-3 and 5e-3 for 3B parameters; narrower models in docs/methods.md"
     )

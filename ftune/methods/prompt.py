@@ -19,7 +19,7 @@ from pydantic import Field
 
 from ftune import virtual
 from ftune.errors import ArtifactError, NotMergeable
-from ftune.methods import NARROWER, Method, _peft, _virtual
+from ftune.methods import Method, _peft, _virtual
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class Prompt(Method):
     learns: ClassVar[str] = "embeddings of virtual tokens before the text"
     paper: ClassVar[str] = "https://arxiv.org/abs/2104.08691"
     learning_rate: ClassVar[float] = 1e-3
-    learning_rate_power: ClassVar[float] = NARROWER
+    learning_rate_power: ClassVar[float] = 1.0
     learning_rate_evidence: ClassVar[str] = (
         "peft's comparison has 1e-3 for 3B parameters; narrower models in docs/methods.md"
     )

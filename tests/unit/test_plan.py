@@ -219,8 +219,8 @@ def test_max_length(asked: Any, limit: int | None, expected: int) -> None:
 def test_learning_rate_and_its_evidence() -> None:
     """Narrower models get higher rates, down to the narrowest that was tried."""
     for method, width, rate in (
-        ("lora", 4096, 2e-4), ("full", 4096, 2e-5), ("lora", 384, 3.4e-3), ("lora", 256, 5.6e-3), ("lora", 64, 5.6e-3),
-        ("lora", 100_000, 8.7e-5),
+        ("lora", 4096, 2e-4), ("full", 4096, 2e-5), ("lora", 384, 2.1e-3), ("lora", 256, 3.2e-3), ("lora", 64, 3.2e-3),
+        ("lora", 100_000, 1e-4), ("adapter", 384, 5.1e-3),
     ):  # fmt: skip
         plan = plan_of(facts(width=width), method=method)
         assert plan.learning_rate == rate
