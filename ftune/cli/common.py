@@ -44,6 +44,8 @@ Offline = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 OUT_OF_MEMORY = "out of memory. Lower train.micro_batch_size, --batch-size or data.max_length; the run is not harmed."
 TORCH_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 """What torch's allocators say, outside of a training step, which knows more."""
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted")
+"""What torch's process groups say of one that has ended: it, not this one, knows why."""
 _DRIVING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters that JSON leaves as they are: the other set, and those that turn the direction of writing."""
 
@@ -75,6 +77,8 @@ def guarded(verb: Verb) -> Verb:
                 traceback.print_exc()
             if isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_OUT_OF_MEMORY):
                 fail(OUT_OF_MEMORY, 9)
+            if "RANK" in os.environ and any(words in str(error) for words in PEER_IS_GONE):
+                fail("another process of this run has ended. Its own message, if it had time for one, says why.", 8)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 fail(f"{error.filename or 'the output'} cannot be written: {error.strerror}.", 5)
             fail(_bug_report(error), 1)
