@@ -72,16 +72,10 @@ def guarded(verb: Verb) -> Verb:
             raise typer.Exit(0) from None
         except (typer.Exit, typer.Abort):
             raise
-        except Exception as error:  # whatever is left is a bug of ours
+        except Exception as error:  # of the machine, or a bug of ours
             if options.get("verbose"):
                 traceback.print_exc()
-            if isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_OUT_OF_MEMORY):
-                fail(OUT_OF_MEMORY, 9)
-            if "RANK" in os.environ and any(words in str(error) for words in PEER_IS_GONE):
-                fail("another process of this run has ended. Its own message, if it had time for one, says why.", 8)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                fail(f"{error.filename or 'the output'} cannot be written: {error.strerror}.", 5)
-            fail(_bug_report(error), 1)
+            fail(*_explained(error))
 
     return run  # type: ignore[return-value]
 
@@ -92,6 +86,17 @@ def fail(message: str, code: int) -> None:
     if rank == "0" or code not in (130, 143):
         print(message if rank == "0" else f"rank {rank}: {message}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to say of an error that is none of ours by name, and the exit code."""
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_OUT_OF_MEMORY):
+        return OUT_OF_MEMORY, 9
+    if "RANK" in os.environ and any(words in str(error) for words in PEER_IS_GONE):
+        return "another process of this run has ended. Its own message, if it had time for one, says why.", 8
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'the output'} cannot be written: {error.strerror}.", 5
+    return _bug_report(error), 1
 
 
 def _bug_report(error: Exception) -> str:
