@@ -243,7 +243,7 @@ def _report(run: Run, step: int, scored: dict[str, Scored], guard: dict[str, Sco
         "tokens_per_second": state.tokens_seen / max(state.train_seconds, 1e-9),
         "flops_per_second": state.flops / max(state.train_seconds, 1e-9),
         "mfu": run.meter.mfu(state.flops, state.train_seconds),
-        "peak_memory_bytes": peak_memory_bytes(plan.device),
+        "peak_memory_bytes": _peak(run),
         "planned_memory_bytes": sum(plan.memory_bytes.values()),
         "details": recipe.learner.bound(recipe.objective).details(run.model),
         "data": {
@@ -254,6 +254,12 @@ def _report(run: Run, step: int, scored: dict[str, Scored], guard: dict[str, Sco
             if split is not None
         },
     }
+
+
+def _peak(run: Run) -> int:
+    """Of this process and of those that made steps before it was cut."""
+    logged: list[int] = [event.get("memory_bytes", 0) for event in read_run(run.folder).of_kind("step")]
+    return max(peak_memory_bytes(run.plan.device), *logged, 0)
 
 
 def _write_report(run: Run, report: Report) -> None:

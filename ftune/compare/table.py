@@ -113,7 +113,7 @@ def _cost_cells(row: Mapping[str, Any]) -> list[str]:
     rises = [f"{sets['after'] - sets['before']:+.3f}" for sets in row["guard"].values()]
     return [
         f"{row['trainable_parameters']:,.0f} ({row['trainable_share']:.2%})",
-        f"{row['learning_rate']:.0e}",
+        f"{row['learning_rate']:.1e}",
         f"{row['train_seconds'] / 60:.2f}",
         f"{row['tokens_per_second']:,.0f}",
         f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",

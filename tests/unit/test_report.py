@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laws import recipe, train
 from run_folders import HOSTILE, write_run
 from test_page import Reader
 from typer.testing import CliRunner
@@ -304,3 +305,16 @@ def test_reading_names_the_damaged_file(tmp_path: Path) -> None:
     (run / "resolved.json").write_bytes(b"\xff")
     with pytest.raises(ArtifactError, match=r"resolved\.json: cannot be read"):
         read_run(run)
+
+
+def test_the_peak_of_memory_is_that_of_all_processes_of_a_run(tmp_path: Path) -> None:
+    """A run that was cut had its peak where it made its steps, not where it was finished."""
+    loaded = recipe(tmp_path)
+    train(loaded)
+    log, report = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "report.json"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    steps[0]["memory_bytes"] = 10**15
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.unlink()
+    assert train(loaded)["peak_memory_bytes"] == 10**15
