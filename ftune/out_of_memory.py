@@ -33,7 +33,9 @@ def cut_smaller(run: Run, error: MemoryExhausted, save: Callable[[], None]) -> N
     if run.loaded.recipe.train.micro_batch_size != "auto" or plan.num_processes > 1 or smaller is None:
         raise error
     run.optimizer.zero_grad(set_to_none=True)
-    error.__traceback__ = None  # whose frames hold the activations
+    for one in (error, error.__cause__):
+        if one is not None:
+            one.__traceback__ = None  # whose frames hold the activations
     gc.collect()
     if plan.device == "cuda":
         import torch

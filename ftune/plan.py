@@ -148,6 +148,8 @@ class Plan(BaseModel):
         if self.num_processes != stored.num_processes:
             anew |= {"num_threads"}  # the cores are shared by another number of processes
         names = [name for name in MACHINE_CHOICES if name not in anew]
+        if recipe.train.learning_rate == "auto":  # the default of the version that began
+            names.append("learning_rate")
         kept = {name: getattr(stored, name) for name in names}
         size = kept.get("micro_batch_size", self.micro_batch_size)
         most = kept.get("micro_batch_tokens", self.micro_batch_tokens)

@@ -187,6 +187,8 @@ def trials_of(own: Loaded, settings: Sequence[Setting], seeds: Sequence[int], fo
                 continue
             overrides = [*setting.overrides, f"seed={seed}"]
             overrides += [f"output_dir={folder / TRIALS / f'{setting.folder}_seed={seed}'}"]
+            if own.recipe.eval.shots:  # the comparison has rows for that
+                overrides.append("eval.shots=[]")
             if own.recipe.data.eval is not None or own.recipe.eval.guard:
                 overrides.append(f"data.seed={own.recipe.data_seed}")
             found.append(Trial(setting, seed, load_recipe(own.path, overrides), tuple(overrides)))

@@ -212,6 +212,13 @@ def test_what_cannot_be_trained_stays_with_its_reason(tmp_path: Path) -> None:
     assert [t.setting.method for t in trials_of(own(tmp_path), settings, [0], tmp_path)] == ["lora"]
 
 
+def test_trials_do_not_prompt_the_base_again(tmp_path: Path) -> None:
+    """The comparison has rows for that, scored once."""
+    loaded = own(tmp_path, data={"eval": "rows.jsonl"}, eval={"shots": [0, 4]})
+    trials = trials_of(loaded, settings_of(loaded, ["lora", "full"], {}, None, []), [0], tmp_path / "out")
+    assert [trial.loaded.recipe.eval.shots for trial in trials] == [[], []]
+
+
 def test_keys_without_effect_are_left_out(tmp_path: Path) -> None:
     """A head that is fitted at once has no steps: no budget, no batch, no point of a grid of rates."""
     rows = [{"text": f"n {n}", "label": "ab"[n % 2]} for n in range(8)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,29 @@ def test_later_it_goes_on_and_a_resumed_run_goes_on_alike(
     train(asked(tmp_path / "cut"))
     assert tokens_of(tmp_path / "cut")["value"] == 80
     assert weights(tmp_path / "whole") == weights(tmp_path / "cut") != {}
+
+
+def test_nothing_of_the_step_that_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had computed is gone before the steps before it are saved, or saving might not fit either."""
+    real, kept, calls = CausalLM.loss, [], 0
+
+    def loss(self: CausalLM, model: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5 and not kept:
+            activations = batch["input_ids"].float() + 1
+            kept.append(weakref.ref(activations))
+            raise RuntimeError(WORDS)
+        return real(self, model, batch)
+
+    def saved(operation: str, path: Path) -> None:
+        if kept and "step_" in str(path):
+            alive.append(kept[0]() is not None)
+
+    alive: list[bool] = []
+    monkeypatch.setattr(CausalLM, "loss", loss)
+    train(asked(tmp_path), on_operation=saved)
+    assert alive and not any(alive)
 
 
 def test_examples_that_are_counted_are_halved_too(tmp_path: Path, limit: Callable[..., None]) -> None:

@@ -414,3 +414,11 @@ def test_a_resumed_run_packs_as_it_began() -> None:
     assert (other.packing, other.micro_batch_tokens, other.accumulation) == (False, 1024, 2)
     smaller = recipe_of(train={"micro_batch_size": 2})
     assert make_plan(smaller, PACKED).continuing(stored, smaller).micro_batch_tokens == 160
+
+
+def test_a_run_that_goes_on_keeps_the_default_rate_it_began_with() -> None:
+    """Another version of ftune may have another default; what the recipe names is the recipe's."""
+    begun, now = plan_of(method="lora").model_copy(update={"learning_rate": 0.125}), plan_of(method="lora")
+    assert now.continuing(begun, recipe_of(method="lora")).learning_rate == 0.125
+    named = {"learning_rate": 0.5}
+    assert plan_of(train=named).continuing(begun, recipe_of(train=named)).learning_rate == 0.5
