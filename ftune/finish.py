@@ -266,4 +266,5 @@ def _write_report(run: Run, report: Report) -> None:
     """`report.json` last: it marks the run as complete."""
     write_report(run.store, replace(read_run(run.folder), report=report))
     run.log("finish", finished=report["finished"])
+    run.store.sync("metrics.jsonl")
     run.store.write_json("report.json", report)

@@ -312,6 +312,7 @@ def publish_checkpoint(run: Run) -> None:
         if (settled := run.method.settled(run.model)) is not None:
             (folder / SETTLED).write_text(json.dumps(settled), encoding="utf-8")
 
+    run.store.sync("metrics.jsonl")  # what a checkpoint has learned from stays in the log
     facts = {"step": state.step, "frozen_hash": run.frozen_hash, "base": run.prepared.facts.model.fingerprint}
     run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts)
     prune(run.store, run.plan.keep, {state.step, stopping.model_step(state, run.plan)})

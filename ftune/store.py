@@ -86,8 +86,17 @@ class Store:
         with self._operation("append", path, len(data)), path.open("ab") as file:
             file.write(data)
 
+    def sync(self, name: str) -> None:
+        """Make the lines that were appended to `name` outlast a power cut. Nothing happens if it is absent."""
+        path = self._target(name)
+        if path.exists():
+            self._fsync_file(path)
+            self._fsync_folder(path.parent)
+
     def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Rewrite a JSONL file with only the events to keep, byte for byte; a damaged last line is dropped.
+        """Rewrite a JSONL file with only the events to keep, byte for byte.
+
+        Dropped is what a crash left: a damaged last line, and lines with NULs, which are pages that never came to the disk.
 
         Raises:
             ArtifactError: a line before the last is not a JSON object.
@@ -99,7 +108,7 @@ class Store:
         kept = []
         for number, line in enumerate(lines, start=1):
             event = json_object(line)
-            if event is None and number < len(lines):
+            if event is None and number < len(lines) and b"\0" not in line:
                 raise ArtifactError(f"{path}:{number}: not a JSON object; mend or delete this line, then run again")
             if event is not None and keep(event):
                 kept.append(line + b"\n")

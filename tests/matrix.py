@@ -100,7 +100,7 @@ class Cell:
         train = {"learning_rate": RATES.get(self.method, 1e-2), **sections.pop("train", {})}
         return recipe(
             folder,
-            rows=ROWS[self.format],
+            rows=sections.pop("rows", ROWS[self.format]),
             model=sections.pop("model", f"builtin:tiny-{self.model}"),
             objective=self.objective,
             method=self.block(**(fields or {})),

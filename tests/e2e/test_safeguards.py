@@ -57,6 +57,10 @@ SAFEGUARDS = {
         "self._delete(target)\n            self._rename(temp, target)",
         f"{STORE}::test_death_while_the_only_checkpoint_is_replaced",
     ),
+    "what was learned from is synced in the log": Safeguard(
+        "ftune/run.py", '    run.store.sync("metrics.jsonl")', "    pass",
+        "tests/crash/test_power_loss.py::test_power_cut_at_every_operation",
+    ),
     "leftovers of a crash are swept up": Safeguard(
         "ftune/store.py", 'for folder in (self.root, self.root / "checkpoints"):', "for folder in list[Path]():",
         f"{STORE}::test_death_while_the_only_checkpoint_is_replaced",

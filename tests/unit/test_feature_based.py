@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from bench import bench
+from cuts import interrupt
 from laws import events, python, train
 
 from ftune import builtin
@@ -24,7 +25,6 @@ from ftune.errors import (
     DataError,
     DiskError,
     DivergedError,
-    Interrupted,
     NotMergeable,
     RecipeError,
 )
@@ -38,7 +38,6 @@ from ftune.methods.feature_based import FeatureBased, load_features_model
 from ftune.objectives.sequence_classification import SequenceClassification
 from ftune.objectives.token_classification import TokenClassification
 from ftune.prepare import prepare
-from ftune.signals import StopFlag
 
 FAMILIES = ("llama", "gpt2", "bert", "t5", "bart")
 WORDS = ["red", "green", "blue", "of", "the", "sea"]
@@ -623,25 +622,12 @@ def test_it_cannot_be_merged(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- resume
 
 
-class Stops(Listener):
-    """Presses Ctrl-C during step `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.flag = step, StopFlag()
-
-    def step(self, result: Any, plan: Any, memory_bytes: int) -> None:
-        if result.step == self.at:
-            self.flag.signal_number = 2
-
-
 def test_a_run_that_was_cut_equals_one_that_was_not(tmp_path: Path, cache: Path) -> None:
     method = {"head": "mlp", "hidden": 16, "dropout": 0.2, "layer": "sweep", "pooling": "sweep"}
     train(recipe(tmp_path / "whole", method))
     loaded = recipe(tmp_path / "cut", method)
     for step in (1, 7):
-        listener = Stops(step)
-        with pytest.raises(Interrupted):
-            train(loaded, listener, listener.flag)
+        interrupt(loaded, step)
     shutil.rmtree(cache)
     with mock.patch.object(_probe, "sweep", side_effect=AssertionError("what was settled is in the checkpoint")):
         train(loaded)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bases import noisy
+from cuts import assert_same_checkpoint, assert_same_run, interrupt
 from laws import DEEP, FAMILIES, Shared, events, ftune, train
 
 from ftune.errors import ArtifactError, Interrupted
@@ -48,50 +49,6 @@ def uninterrupted(shared: Shared, method: str, family: str) -> Path:
     return run
 
 
-class Stops(Listener):
-    """Presses Ctrl-C during step `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.flag = step, StopFlag()
-
-    def step(self, result: Any, plan: Any, memory_bytes: int) -> None:
-        if result.step == self.at:
-            self.flag.signal_number = 2
-
-
-def interrupt(loaded: Loaded, step: int) -> None:
-    """Train until `step` and be interrupted there."""
-    listener = Stops(step)
-    with pytest.raises(Interrupted) as caught:
-        train(loaded, listener, listener.flag)
-    assert caught.value.code == 130
-    assert f"step {step} of {STEPS} is saved" in str(caught.value)
-
-
-def assert_same_checkpoint(ours: Path, theirs: Path, step: int) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    for name in ("weights.safetensors", "optimizer.safetensors"):
-        a, b = (load_file(run / "checkpoints" / f"step_{step:06d}" / name) for run in (ours, theirs))
-        assert a.keys() == b.keys() and len(a) > 0
-        assert [key for key in a if not torch.equal(a[key], b[key])] == [], (name, step)
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Final weights, optimizer, every loss, the artefact and what the report says of quality."""
-    assert_same_checkpoint(ours, theirs, STEPS)
-    for kind, keys in (("step", ("step", "loss", "grad_norm", "learning_rate", "rows")), ("eval", ("step", "loss"))):
-        a, b = ([[event[key] for key in keys] for event in events(run, kind)] for run in (ours, theirs))
-        assert a == b, kind
-    assert [event["step"] for event in events(ours, "step")] == list(range(1, STEPS + 1))
-    weights = next(path.name for path in (ours / "model").glob("*.safetensors"))
-    assert (ours / "model" / weights).read_bytes() == (theirs / "model" / weights).read_bytes()
-    reports = [json.loads((run / "report.json").read_text()) for run in (ours, theirs)]
-    for key in ("metrics", "baseline", "rows_seen", "tokens_seen", "targets_seen", "model_step", "finished"):
-        assert reports[0][key] == reports[1][key], key
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_law_8_cut_at_every_single_step(tmp_path: Path, shared: Shared, method: str, family: str) -> None:
@@ -111,7 +68,7 @@ def through_every_cut(tmp_path: Path, shared: Shared, method: str, family: str) 
         interrupt(loaded, step)
         assert_same_checkpoint(tmp_path / "run", whole, step)
     train(loaded)
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", whole, STEPS)
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
@@ -120,7 +77,7 @@ def test_law_8_cut_once_and_run_to_the_end(tmp_path: Path, shared: Shared, metho
     loaded = twelve(tmp_path, shared, method, "llama", checkpoint={"every": 5})
     interrupt(loaded, step)
     train(loaded)
-    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"))
+    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"), STEPS)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +94,7 @@ def test_law_8_in_bf16_and_with_other_optimizers(
             interrupt(loaded, 1)
             interrupt(loaded, 6)
         train(loaded)
-    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
+    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run", STEPS)
     losses = [event["loss"] for event in events(tmp_path / "whole" / "run", "step")]
     assert losses != [event["loss"] for event in events(uninterrupted(shared, method, "llama"), "step")]
 
@@ -150,7 +107,7 @@ def test_law_8_every_family(tmp_path: Path, shared: Shared, method: str, step: i
     loaded = twelve(tmp_path, shared, method, family, checkpoint={"every": 5})
     interrupt(loaded, step)
     train(loaded)
-    assert_same_run(tmp_path / "run", uninterrupted(shared, method, family))
+    assert_same_run(tmp_path / "run", uninterrupted(shared, method, family), STEPS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -171,7 +128,7 @@ def test_law_8_after_sigkill(tmp_path: Path, shared: Shared, method: str) -> Non
     done = ftune("train", loaded.path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"goes on after step 6", done.stdout + done.stderr)
-    assert_same_run(run, uninterrupted(shared, method, "llama"))
+    assert_same_run(run, uninterrupted(shared, method, "llama"), STEPS)
 
 
 class StopsIn(Listener):
@@ -209,7 +166,7 @@ def test_law_8_cut_outside_of_steps(
     saved = sorted(path.name for path in tmp_path.glob("run/checkpoints/*"))
     assert saved[-1:] == ([] if step is None else [f"step_{step:06d}"])
     train(loaded)
-    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"))
+    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"), STEPS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -221,7 +178,7 @@ def test_law_8_a_run_that_ends_by_the_clock_goes_on(tmp_path: Path, shared: Shar
         report = train(loaded)
         assert (report["steps"], report["finished"]) == (step, "max_minutes")
     assert train(loaded)["finished"] == "complete"
-    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"))
+    assert_same_run(tmp_path / "run", uninterrupted(shared, method, "llama"), STEPS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -286,7 +243,7 @@ def test_law_8_with_weighted_sources(tmp_path: Path, shared: Shared) -> None:
             interrupt(loaded, 3)
             interrupt(loaded, 8)
         train(loaded)
-    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
+    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run", STEPS)
     report = json.loads((tmp_path / "whole" / "run" / "report.json").read_text())
     assert (report["rows_seen"], report["data"]["train"]["examples"]) == (6 * 12, 12)
 

@@ -11,15 +11,14 @@ from unittest import mock
 import matrix
 import pytest
 from bench import bench
+from cuts import interrupt
 from laws import Shared, events, parameters, train
 from matrix import HEAD, LEARNING, Cell
 
 from ftune import methods
-from ftune.errors import Interrupted, RecipeError
-from ftune.listener import Listener
+from ftune.errors import RecipeError
 from ftune.manifest import sha256_of
 from ftune.merging import merge
-from ftune.signals import StopFlag
 from ftune.target import open_target
 
 ALL = matrix.cells()
@@ -186,17 +185,6 @@ def test_law_7_merging_keeps_the_function_and_is_repeatable(tmp_path: Path, shar
     assert float((found - expected).abs().max()) <= limit
 
 
-class Stops(Listener):
-    """Presses Ctrl-C during step `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.flag = step, StopFlag()
-
-    def step(self, result: Any, plan: Any, memory_bytes: int) -> None:
-        if result.step == self.at:
-            self.flag.signal_number = 2
-
-
 def final_weights(run: Path) -> list[str]:
     folder = run / "checkpoints" / "step_000005"
     return [sha256_of(folder / name) for name in ("weights.safetensors", "optimizer.safetensors")]
@@ -207,9 +195,7 @@ def test_law_8_cut_and_resumed_equals_uninterrupted(tmp_path: Path, shared: Shar
     whole = trained(shared, cell) / "run"
     loaded = cell.recipe(tmp_path)
     for step in (1, 3):
-        listener = Stops(step)
-        with pytest.raises(Interrupted):
-            train(loaded, listener, listener.flag)
+        interrupt(loaded, step)
     train(loaded)
     assert final_weights(tmp_path / "run") == final_weights(whole)
     losses = [[event["loss"] for event in events(run, "step")] for run in (tmp_path / "run", whole)]
@@ -310,9 +296,7 @@ def test_eva_looks_at_the_rows_of_the_run_and_is_resumed_exactly(tmp_path: Path,
 
         loaded = cell.recipe(folder, fields={"init": init})
         for step in stops:
-            listener = Stops(step)
-            with pytest.raises(Interrupted):
-                train(loaded, listener, listener.flag)
+            interrupt(loaded, step)
         train(loaded)
         return load_file(folder / "run" / "checkpoints" / "step_000005" / "weights.safetensors")
 

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cuts import interrupt
 from laws import recipe, train
 from safetensors.numpy import load_file
 
 from ftune.data.order import window
 from ftune.data.pack import Cut
 from ftune.data_report import account, source_rows
-from ftune.errors import Interrupted
-from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.prepare import prepare_data
-from ftune.signals import StopFlag
 
 TEMPLATE = (Path(__file__).parents[1] / "golden" / "templates" / "qwen_thinking.jinja").read_text(encoding="utf-8")
 
@@ -81,16 +79,6 @@ def test_a_step_takes_examples_and_packs_them_like_any(tmp_path: Path, packing: 
     assert sorted(seen) == sorted((example.number, example.num_tokens) for example in examples)
 
 
-class Stops(Listener):
-    """Asks to stop during the second step."""
-
-    def __init__(self) -> None:
-        self.flag = StopFlag()
-
-    def step(self, result: Any, plan: Any, memory_bytes: int) -> None:
-        self.flag.signal_number = 2 if result.step == 2 else None
-
-
 def test_a_run_that_was_cut_goes_on_exactly_with_packing(tmp_path: Path) -> None:
     sections: dict[str, Any] = {
         "data": {"packing": True}, "train": {"duration": "4 steps"}, "checkpoint": {"every": 2, "keep": 9},
@@ -98,9 +86,7 @@ def test_a_run_that_was_cut_goes_on_exactly_with_packing(tmp_path: Path) -> None
     whole = talks(tmp_path / "whole", **sections)
     train(whole)
     cut = talks(tmp_path / "cut", **sections)
-    stops = Stops()
-    with pytest.raises(Interrupted):
-        train(cut, stops, stops.flag)
+    interrupt(cut, 2)
     train(cut)
     first, second = (
         load_file(folder / "run" / "model" / "model.safetensors") for folder in (tmp_path / "whole", tmp_path / "cut")

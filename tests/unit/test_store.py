@@ -312,6 +312,10 @@ def test_recorded_order_of_the_others(fresh: Callable[[], Path]) -> None:
     assert operations_of(lambda store: store.append_json("metrics.jsonl", {}), root) == [
         ("append", root / "metrics.jsonl")
     ]
+    assert operations_of(lambda store: store.sync("metrics.jsonl"), root) == [
+        ("fsync", root / "metrics.jsonl"), ("fsync_dir", root),
+    ]  # fmt: skip
+    assert operations_of(lambda store: store.sync("absent.jsonl"), root) == []
     (root / "metrics.jsonl").write_text("torn")
     assert [kind for kind, _ in operations_of(lambda store: store.append_json("metrics.jsonl", {}), root)] == [
         "truncate",
@@ -1048,6 +1052,9 @@ def test_keep_lines(tmp_path: Path) -> None:
         path.write_bytes(lines[0] + tail)
         store.keep_lines("metrics.jsonl", lambda event: True)
         assert path.read_bytes() == lines[0]
+    path.write_bytes(lines[0] + b'{"st' + b"\0" * 4096 + b'p": 7}\n' + lines[1])  # a page that never came to the disk
+    store.keep_lines("metrics.jsonl", lambda event: True)
+    assert path.read_bytes() == lines[0] + lines[1]
     path.write_bytes(b"damage\n" + lines[0])
     with pytest.raises(ArtifactError, match=r"metrics.jsonl:1: not a JSON object"):
         store.keep_lines("metrics.jsonl", lambda event: True)
