@@ -96,7 +96,7 @@ class Store:
     def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrite a JSONL file with only the events to keep, byte for byte.
 
-        Dropped is what a crash left: a damaged last line, and lines with NULs, which are pages that never came to the disk.
+        Dropped is what a crash left: a damaged last line, and lines with NULs, which never came to the disk.
 
         Raises:
             ArtifactError: a line before the last is not a JSON object.
