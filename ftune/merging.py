@@ -197,6 +197,7 @@ def _write(
 ) -> None:
     """Publish the folder once it has been read back equal."""
     disk = Store(folder.parent, on_operation)
+    disk.sweep(folder.name)  # of a merge that was killed
     disk.require_space(sum(p.numel() * p.element_size() for p in merged.parameters()), "the merged model")
 
     def write(temp: Path) -> None:

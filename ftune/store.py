@@ -42,8 +42,8 @@ from ftune.manifest import (
 
 OnOperation = Callable[[str, Path], None]
 
-_TEMP = re.compile(r"\.tmp-.+-[0-9a-f]{32}", re.DOTALL)
-_TRASH = re.compile(r"\.trash-[0-9a-f]{32}")
+_TEMP = re.compile(r"\.tmp-(.+)-[0-9a-f]{32}", re.DOTALL)
+_TRASH = re.compile(r"\.trash-(?:(.+)-)?[0-9a-f]{32}", re.DOTALL)
 _STEP = re.compile(r"step_([0-9]{6,})")
 
 
@@ -151,23 +151,30 @@ class Store:
         self._fsync_folder(target.parent)
         self._delete(trash)
 
-    def sweep(self) -> list[str]:
+    def sweep(self, name: str | None = None) -> list[str]:
         """Undo what a crash left in the root and in `checkpoints/`: returns what was done, one line each.
 
         A trash folder whose target is missing is put back, for the crash fell between the two renames of `publish` or
         before `remove` was done. Everything else that has our temp and trash names is deleted.
+
+        Args:
+            name: of a file or folder in the root: what was left of others stays, as they may be at work this moment.
         """
         done = []
-        for folder in (self.root, self.root / "checkpoints"):
+        for folder in (self.root, self.root / "checkpoints") if name is None else (self.root,):
             with as_disk_error(folder):
                 entries = sorted(folder.iterdir()) if folder.is_dir() else []
             for entry in entries:
-                target = _trashed_target(entry) if _TRASH.fullmatch(entry.name) else None
+                trash = _TRASH.fullmatch(entry.name)
+                left = trash or _TEMP.fullmatch(entry.name)
+                if left is None or (name is not None and left[1] != _short(name)):
+                    continue
+                target = _trashed_target(entry) if trash else None
                 if target is not None and not os.path.lexists(target):
                     self._rename(entry, target)
                     self._fsync_folder(folder)
                     done.append(f"put back {target}, which a crash had left in {entry.name}")
-                elif _TRASH.fullmatch(entry.name) or _TEMP.fullmatch(entry.name):
+                else:
                     self._delete(entry)
                     done.append(f"deleted {entry}, left by a crash")
         return done
@@ -197,7 +204,7 @@ class Store:
 
     @contextmanager
     def _temp_beside(self, target: Path) -> Iterator[Path]:
-        temp = target.parent / f".tmp-{target.name[:40]}-{uuid.uuid4().hex}"  # cut, as a name may have 255 bytes
+        temp = target.parent / f".tmp-{_short(target.name)}-{uuid.uuid4().hex}"
         try:
             yield temp
         except BaseException:
@@ -354,8 +361,13 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _short(name: str) -> str:
+    """Cut, as a name may have 255 bytes."""
+    return name[:40]
+
+
 def _trash_beside(target: Path) -> Path:
-    return target.parent / f".trash-{uuid.uuid4().hex}"
+    return target.parent / f".trash-{_short(target.name)}-{uuid.uuid4().hex}"
 
 
 def _trashed_target(trash: Path) -> Path | None:

@@ -753,6 +753,19 @@ def test_sweep_deletes_through_no_link_and_reports(tmp_path: Path) -> None:
     assert (outside / "precious").exists()
 
 
+def test_sweep_of_one_name_leaves_what_is_of_others(tmp_path: Path) -> None:
+    """Two merges may write into one folder; one of them must not delete what the other is just writing."""
+    number = "0123456789abcdef" * 2
+    for name in (f".tmp-a-{number}", f".trash-a-{number}", f".tmp-a-b-{number}", f".trash-b-{number}"):
+        (tmp_path / name).mkdir()
+    publish_step(Store(tmp_path), 10, "one")
+    (tmp_path / "checkpoints" / f".tmp-a-{number}").mkdir()
+    assert len(Store(tmp_path).sweep("a")) == 2
+    assert {path.name for path in leftovers(tmp_path)} == {
+        f".tmp-a-b-{number}", f".trash-b-{number}", f".tmp-a-{number}",
+    }  # fmt: skip
+
+
 def test_sweep_does_not_put_back_over_a_target_or_outside(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     trash = store.root / f".trash-{'0' * 32}"
