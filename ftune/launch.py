@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
 
 from ftune.errors import LaunchError
+
+COMMAND = ["-m", "ftune"]
+"""What every process runs."""
 
 
 def launch(processes: int, arguments: Sequence[str], *, cores: int) -> None:
@@ -36,6 +42,8 @@ def launch(processes: int, arguments: Sequence[str], *, cores: int) -> None:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, _pass_on)
     try:
         elastic_launch(config, sys.executable)("-m", "ftune", *arguments)
     except SignalException as error:
@@ -45,3 +53,13 @@ def launch(processes: int, arguments: Sequence[str], *, cores: int) -> None:
         if failure.exitcode > 0:
             raise SystemExit(failure.exitcode) from None
         raise LaunchError(f"rank {rank} died of signal {-failure.exitcode}. The same command goes on.") from None
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """SIGUSR1 asks all processes for a checkpoint; torch's agent passes on only the signals that end a run."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.cmdline()[1:3] == COMMAND:
+                child.send_signal(number)

@@ -105,6 +105,18 @@ def test_signals_reach_every_process(tmp_path: Path, number: signal.Signals, cod
     assert left == []
 
 
+@pytest.mark.e2e
+def test_sigusr1_to_the_launcher_saves_and_goes_on(tmp_path: Path) -> None:
+    train = {"duration": "60 steps", "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3}
+    recipe = write_recipe(tmp_path, train=train, checkpoint={"every": 1000}, data={"train": "rows.jsonl"}, eval={})
+    returned, stderr = interrupted(recipe, signal.SIGUSR1, "--devices", "2", "--quiet")
+    assert returned == 0, stderr
+    run = tmp_path / "runs" / "recipe"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    saved = [event["step"] for event in map(json.loads, lines) if event["event"] == "checkpoint"]
+    assert len(saved) == 2 and 2 <= saved[0] < 60 and saved[1] == 60
+
+
 def test_longer_duration_goes_on(straight: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     ftune("train", recipe, "--quiet", cwd=tmp_path)
