@@ -23,6 +23,7 @@ from ftune.load import Loaded
 from ftune.store import newest_good
 
 STEPS = 24
+METHODS = ("full", "lora", "qlora", "adapter", "prefix", "prompt", "feature_based")
 OBJECTIVES = {"feature_based": "sequence_classification"}
 """causal_lm for the others."""
 CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143}, signal.SIGINT: {130}, signal.SIGUSR1: {0}}

@@ -11,9 +11,8 @@ import forked
 import pytest
 from cuts import assert_same_run
 from laws import Shared, train
-from strikes import STEPS, Struck, chains, recipe_of, send, straight
+from strikes import METHODS, STEPS, Struck, chains, recipe_of, send, straight
 
-from ftune import methods
 from ftune.manifest import sha256_of
 
 MERGEABLE = ("lora", "qlora", "ia3", "full")
@@ -48,7 +47,7 @@ def test_killed_at_random(tmp_path: Path, shared: Shared, method: str) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", METHODS)
 def test_killed_at_a_hundred_random_instants(tmp_path: Path, shared: Shared, method: str) -> None:
     codes = chains(tmp_path, shared, method, 100, killed, operations(shared, method))
     print(f"{method}: {dict(codes)}")

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from laws import ONE_THREAD, Shared, events
-from strikes import CODES, STEPS, UNHEARD, Struck, chains, recipe_of, send, straight
+from strikes import CODES, METHODS, STEPS, UNHEARD, Struck, chains, recipe_of, send, straight
 
-METHODS = ("full", "lora", "qlora", "adapter", "prefix", "prompt", "feature_based")
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
