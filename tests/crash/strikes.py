@@ -43,13 +43,17 @@ def recipe_of(folder: Path, method: str, **sections: Any) -> Loaded:
     )
 
 
+def environment(folder: Path) -> dict[str, str]:
+    return {"FTUNE_CACHE": str(folder / "cache"), "FORKED_PICTURES": "0"}
+
+
 def straight(shared: Shared, method: str) -> tuple[Path, float]:
     """A run that nothing disturbed, and how many seconds it took."""
 
     def fill(folder: Path) -> None:
         recipe_of(folder, method)
         began = time.monotonic()
-        code, _, err = forked.run(["train", "recipe.yaml", "--quiet"], folder, {"FTUNE_CACHE": str(folder / "cache")})
+        code, _, err = forked.run(["train", "recipe.yaml", "--quiet"], folder, environment(folder))
         assert code == 0, err
         (folder / "seconds").write_text(str(time.monotonic() - began))
 
@@ -82,7 +86,7 @@ class Struck:
     @property
     def environment(self) -> dict[str, str]:
         """A cache of its own, so that rows are read and tokenised while it is struck."""
-        return {"FTUNE_CACHE": str(self.folder / "cache")}
+        return environment(self.folder)
 
     def strike(self, number: signal.Signals, *, again: bool = False) -> bool:
         """Start the command, send `number` at some instant, and see that nothing is damaged.

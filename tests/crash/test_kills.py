@@ -11,7 +11,7 @@ import forked
 import pytest
 from cuts import assert_same_run
 from laws import Shared, train
-from strikes import METHODS, STEPS, Struck, chains, recipe_of, send, straight
+from strikes import METHODS, STEPS, Struck, chains, environment, recipe_of, send, straight
 
 from ftune.manifest import sha256_of
 
@@ -59,14 +59,13 @@ def test_killed_at_a_hundred_random_instants(tmp_path: Path, shared: Shared, met
 def test_killed_at_every_durable_operation(tmp_path: Path, shared: Shared, method: str) -> None:
     """One after the other: what stands is from the kills before, and the run is begun anew when it is done."""
     expected, _ = straight(shared, method)
-    environment = {"FTUNE_CACHE": str(tmp_path / "cache"), "FTUNE_TESTING": "1"}
     recipe_of(tmp_path, method)
     for number in range(1, operations(shared, method) + 1):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        fault = {"FTUNE_FAULT": f"{number}:KILL"}
-        code, _, err = forked.run(["train", "recipe.yaml", "--quiet"], tmp_path, environment | fault)
+        fault = {"FTUNE_TESTING": "1", "FTUNE_FAULT": f"{number}:KILL"}
+        code, _, err = forked.run(["train", "recipe.yaml", "--quiet"], tmp_path, environment(tmp_path) | fault)
         assert code == -signal.SIGKILL, (number, err)
-        code, _, err = forked.run(["train", "recipe.yaml", "--quiet"], tmp_path, environment)
+        code, _, err = forked.run(["train", "recipe.yaml", "--quiet"], tmp_path, environment(tmp_path))
         assert code == 0, (number, err)
         assert_same_run(tmp_path / "run", expected, STEPS)
 
