@@ -313,6 +313,6 @@ def publish_checkpoint(run: Run) -> None:
             (folder / SETTLED).write_text(json.dumps(settled), encoding="utf-8")
 
     facts = {"step": state.step, "frozen_hash": run.frozen_hash, "base": run.prepared.facts.model.fingerprint}
-    run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts)
+    run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts, run.plan.checkpoint_bytes)
     prune(run.store, run.plan.keep, {state.step, stopping.model_step(state, run.plan)})
     run.log("checkpoint")

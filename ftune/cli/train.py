@@ -154,7 +154,10 @@ def _smoke(loaded: Loaded, stop: StopFlag, *, as_json: bool, quiet: bool) -> Non
 
 
 def _faults_of_tests() -> OnOperation | None:
-    """For tests: die or fail at the n-th durable operation, FTUNE_TESTING=1 with FTUNE_FAULT=N:KILL or N:ENOSPC."""
+    """For tests: die or fail at the n-th durable operation, FTUNE_TESTING=1 with FTUNE_FAULT=N:KILL or N:ENOSPC.
+
+    With N+ all operations from the n-th on fail, as on a disk that stays full.
+    """
     wanted = os.environ.get("FTUNE_FAULT")
     if os.environ.get("FTUNE_TESTING") != "1" or wanted is None:
         return None
@@ -162,12 +165,13 @@ def _faults_of_tests() -> OnOperation | None:
     import signal
 
     number, _, kind = wanted.partition(":")
+    first, for_good = int(number.removesuffix("+")), number.endswith("+")
     count = 0
 
     def fault(operation: str, path: Path) -> None:
         nonlocal count
         count += 1
-        if count != int(number):
+        if count < first or (count > first and not for_good):
             return
         if kind == "KILL":
             os.kill(os.getpid(), signal.SIGKILL)
