@@ -61,7 +61,7 @@ def train(
         FtuneError: whatever went wrong, with its exit code. `Interrupted` after saving.
     """
     folder = output_dir_of(loaded)
-    drift.refuse_foreign_folder(folder)
+    drift.refuse_foreign_folder(folder, loaded.text)
 
     def tick(what: str, done: int, total: int) -> None:
         stop.check()

@@ -55,11 +55,12 @@ def train_cli(
     """Train a recipe. The same command starts, resumes, or says that the run is already complete."""
     from ftune.errors import Problem, RecipeError
     from ftune.load import load_recipe
+    from ftune.overlay import literal
 
     stop = begin(offline=offline, verbose=verbose)
     overrides = list(set or [])
     overrides += [f"distributed.devices={devices}"] if devices is not None else []
-    overrides += [f"output_dir={output_dir}"] if output_dir is not None else []
+    overrides += [literal("output_dir", output_dir)] if output_dir is not None else []
     loaded = load_recipe(recipe, overrides)
     if profile:
         if smoke:
@@ -95,7 +96,7 @@ def _train(
     from ftune.locking import lock
 
     folder = loaded.output_dir.absolute()
-    drift.refuse_foreign_folder(folder)
+    drift.refuse_foreign_folder(folder, loaded.text)
     with lock(folder) if leads else nullcontext():
         if not overwrite and drift.is_complete(folder, loaded):
             _say_complete(folder, as_json=as_json)
