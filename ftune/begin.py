@@ -209,9 +209,8 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     run.saved = run.state.model_copy()
     if run.leads:
         run.store.keep_lines("metrics.jsonl", lambda event: event["step"] <= step)
-        prune(
-            run.store, run.plan.keep, {step, stopping.model_step(run.state, run.plan)}
-        )
+        # the run may have ended between a save and the deletion of what it replaced
+        prune(run.store, run.plan.keep, {step, stopping.model_step(run.state, run.plan)})
     run.log("resume", time=provenance.now())
     run.listener.note(f"goes on after step {step} of {run.plan.steps}")
 
