@@ -33,7 +33,7 @@ from ftune.session import Run
 from ftune.signals import StopFlag
 from ftune.start import pad_id_of, record_json
 from ftune.state import TrainState
-from ftune.store import Store, newest_good
+from ftune.store import Store, newest_good, prune
 from ftune.target import SETTLED, attached
 
 if TYPE_CHECKING:
@@ -143,7 +143,10 @@ def make_ready(model: torch.nn.Module, plan: Plan) -> None:
 def _write_head(disk: Store, loaded: Loaded, prepared: Prepared, plan: Plan, *, overwrite: bool) -> None:
     """What a run folder says of itself before training."""
     if overwrite:
-        for name in sorted(drift.OURS - {".lock", ".lock.json"}):
+        for name in (
+            *sorted(drift.OURS - {".lock", ".lock.json", "run.json"}),
+            "run.json",
+        ):  # which says that it is ours
             disk.remove(name)
     there = sum(file.stat().st_size for file in (disk.root / "checkpoints").rglob("*") if file.is_file())
     disk.require_space(max(plan.checkpoint_bytes, plan.disk_bytes - there), "this run")
@@ -206,6 +209,8 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     run.saved = run.state.model_copy()
     if run.leads:
         run.store.keep_lines("metrics.jsonl", lambda event: event["step"] <= step)
+        # the run may have ended between a save and the deletion of what it replaced
+        prune(run.store, run.plan.keep, {step, stopping.model_step(run.state, run.plan)})
     run.log("resume", time=provenance.now())
     run.listener.note(f"goes on after step {step} of {run.plan.steps}")
 

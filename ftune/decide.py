@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ftune.data.order import steps_per_epoch
+from ftune.disk_need import checkpoint_bytes, disk_need
 from ftune.errors import MachineError, Problem, RecipeError
 from ftune.facts import Device, Facts, Machine
-from ftune.memory import OPTIMIZER_STATES, Dtype, estimate_memory, memory_of_a_process
+from ftune.memory import Dtype, estimate_memory, memory_of_a_process
 from ftune.micro_batch import Decide, Where, decide_accumulation, decide_micro_batch, longest_of, types_of
 from ftune.plan import Plan
 from ftune.quantities import Duration, is_share, parse_share, steps_of
@@ -313,8 +314,5 @@ def _decide_sizes(recipe: Recipe, facts: Facts, decide: Decide, values: dict[str
         f"estimate from shapes, {needed / 2**30:.1f} of {there / 2**30:.1f} GiB{verdict}; the report has what was used"
     )
     decide("memory_bytes", memory, why)
-    state = int(model.trainable_parameters * 4 * (1 + OPTIMIZER_STATES[recipe.train.optimizer]))
-    decide("checkpoint_bytes", state, "trainable weights and optimizer in fp32")
-    copies = recipe.checkpoint.keep + 1 + (values["best"] is not None)
-    artefact = 4 * (model.trainable_parameters if recipe.learner.own_base is None else model.total_parameters)
-    decide("disk_bytes", copies * state + artefact, f"{copies} checkpoints at most at one time, and model/")
+    decide("checkpoint_bytes", checkpoint_bytes(recipe, model), "trainable weights and optimizer in fp32")
+    decide("disk_bytes", *disk_need(recipe, model, values))

@@ -41,6 +41,8 @@ def as_disk_error(path: Path, needed: int | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         number = _disk_errno(error)
+        if isinstance(error, FileNotFoundError) and error.filename == str(path):
+            number = errno.ENOENT  # of what is written, not of something that the writer reads
         if number is None:
             raise
         plain = error if isinstance(error, OSError) and error.errno == number else OSError(number, os.strerror(number))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ftune.data.read import files_of, fingerprint
+from ftune.disk import as_disk_error
 from ftune.errors import ArtifactError, Problem, RecipeError
 from ftune.hook import is_hook, module_file
 from ftune.load import Loaded
@@ -36,6 +37,8 @@ OURS = {
     "tracking", "profile", ".lock", ".lock.json",
 }  # fmt: skip
 """Everything that a run writes into its folder."""
+_HEAD = {"recipe.yaml", "resolved.json", "plan.json", ".lock", ".lock.json"}
+"""What of it may be there without `run.json`, after a kill at the very start."""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -54,20 +57,30 @@ def is_free(path: str) -> bool:
     return any(path == key or path.startswith(f"{key}.") for key in FREE)
 
 
-def refuse_foreign_folder(folder: Path) -> None:
+def refuse_foreign_folder(folder: Path, text: str) -> None:
     """A folder with files that no run wrote is not ours to fill.
+
+    Args:
+        folder: where a run would be.
+        text: of the recipe. Another `recipe.yaml` that lies there alone is somebody's own.
 
     Raises:
         RecipeError: it is not empty and not a run.
+        DiskError: it cannot be looked at.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError([Problem("output_dir", f"{folder} is a file. Choose another name.")])
-    if not folder.is_dir() or (folder / "run.json").is_file():
-        return
-    leftovers = (".tmp-", ".trash-")
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS and not p.name.startswith(leftovers))
+    with as_disk_error(folder):
+        if folder.exists() and not folder.is_dir():
+            raise RecipeError([Problem("output_dir", f"{folder} is a file. Choose another name.")])
+        if not folder.is_dir() or (folder / "run.json").is_file():
+            return
+        names = {path.name for path in folder.iterdir()}
+        foreign = {name for name in names - _HEAD if not name.startswith((".tmp-", ".trash-"))}
+        if names == {"recipe.yaml"} and (folder / "recipe.yaml").read_bytes() != text.encode():
+            foreign = names
     if foreign:
-        message = f"{folder} holds files that are no run ({', '.join(foreign[:3])}). Choose an empty or new folder."
+        message = (
+            f"{folder} holds files that are no run ({', '.join(sorted(foreign)[:3])}). Choose an empty or new folder."
+        )
         raise RecipeError([Problem("output_dir", message)])
 
 

@@ -59,6 +59,7 @@ class ModelFacts:
     targets: (name, count, shape) of the layers the method adapts, for people to read.
     family: decoder, encoder or encoder_decoder.
     quantised_parameters: how many of all are kept quantised.
+    tokenizer_bytes: of its largest file.
     packing_refusal, chunking_refusal: why rows cannot lie end to end, and losses cannot be had from the logits of a
         few targets at a time; None where they can.
     """
@@ -75,6 +76,7 @@ class ModelFacts:
     targets: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     family: str = "decoder"
     quantised_parameters: int = 0
+    tokenizer_bytes: int = 0
     packing_refusal: str | None = None
     chunking_refusal: str | None = None
 

@@ -13,6 +13,7 @@ from ftune.data.order import Draw
 from ftune.data.pack import Cut
 from ftune.data_report import data_profile, data_summary
 from ftune.device import peak_memory_bytes
+from ftune.disk_need import artefact_bytes
 from ftune.evaluation import Scores, forward_scores, row_losses
 from ftune.evidence import RESAMPLES, evidence, rows_digest
 from ftune.generation import Prediction, predict, predictions_lines, text_scores
@@ -105,7 +106,8 @@ def publish_artefact(run: Run, step: int) -> None:
         write_artefact(run.model, prepared.tokenizer, prepared.renderer.stop_ids, folder, recipe.learner.save)
         _write_json(folder / SIDECAR, record)
 
-    run.store.publish("model", write, {"step": step, "base": prepared.facts.model.fingerprint})
+    facts = {"step": step, "base": prepared.facts.model.fingerprint}
+    run.store.publish("model", write, facts, artefact_bytes(recipe.learner, prepared.facts.model))
 
 
 def write_artefact(

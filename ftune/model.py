@@ -177,7 +177,14 @@ def look_at_model(
         targets=tuple(adapted),
         family=family_of(config),
         quantised_parameters=quantised,
+        tokenizer_bytes=_bytes_of(tokenizer),
     )
+
+
+def _bytes_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What it takes on disk; nearly nothing where it is not one of the tokenizers library."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return 0 if backend is None else len(backend.to_str(pretty=True).encode())
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ftune.errors import Problem, RecipeError, suggestion
 from ftune.yaml_file import Node, dotted, parse_yaml
 
@@ -46,6 +48,11 @@ def apply(tree: Node, override: str) -> list[Problem]:
     write_out_short_forms(value)
     lay(tree, value)
     return []
+
+
+def literal(key: str, text: str) -> str:
+    """The override that gives `key` this text, whatever it would mean in YAML."""
+    return f"{key}={json.dumps(text, ensure_ascii=False)}"
 
 
 def _take_out(tree: Node, key: str) -> list[Problem]:

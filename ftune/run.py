@@ -61,7 +61,7 @@ def train(
         FtuneError: whatever went wrong, with its exit code. `Interrupted` after saving.
     """
     folder = output_dir_of(loaded)
-    drift.refuse_foreign_folder(folder)
+    drift.refuse_foreign_folder(folder, loaded.text)
 
     def tick(what: str, done: int, total: int) -> None:
         stop.check()
@@ -314,6 +314,6 @@ def publish_checkpoint(run: Run) -> None:
 
     run.store.sync("metrics.jsonl")  # what a checkpoint has learned from stays in the log
     facts = {"step": state.step, "frozen_hash": run.frozen_hash, "base": run.prepared.facts.model.fingerprint}
-    run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts)
+    run.store.publish(f"checkpoints/step_{state.step:06d}", write, facts, run.plan.checkpoint_bytes)
     prune(run.store, run.plan.keep, {state.step, stopping.model_step(state, run.plan)})
     run.log("checkpoint")

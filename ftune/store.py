@@ -116,11 +116,14 @@ class Store:
         if new != old:
             self._replace_file(path, new)
 
-    def publish(self, name: str, write: Callable[[Path], None], facts: Mapping[str, Any]) -> Path:
+    def publish(
+        self, name: str, write: Callable[[Path], None], facts: Mapping[str, Any], needed_bytes: int | None = None
+    ) -> Path:
         """Make the folder `name` appear whole, with what `write` puts into the temp folder it is given.
 
         Whatever was there before is replaced, also when it is not ours: refuse foreign folders before. On any exception
-        up to the final rename the old target stays as it was; after that the new one stays.
+        up to the final rename the old target stays as it was; after that the new one stays. `needed_bytes` is for the
+        message about a disk that is full.
 
         Raises:
             ArtifactError: `write` left something that is neither a file nor a folder, such as a symlink.
@@ -133,9 +136,9 @@ class Store:
         head = json.loads(json_bytes({"format": FORMAT, **facts, "name": target.name}))
         self._make_folder(target.parent)
         with self._temp_beside(target) as temp:
-            with self._operation("create", temp):
+            with self._operation("create", temp, needed_bytes):
                 temp.mkdir()
-            with self._operation("write", temp):
+            with self._operation("write", temp, needed_bytes):
                 write(temp)
             self._write_manifest(temp, head)
             self._commit(temp, target)

@@ -257,21 +257,16 @@ def verify_cli(
 ) -> None:
     """Check every file of a run's checkpoints and model against its hash."""
     from ftune.errors import ArtifactError
-    from ftune.manifest import MANIFEST, verify
+    from ftune.manifest import MANIFEST
     from ftune.store import checkpoints
 
-    folders = [folder for _, folder in checkpoints(run)]
-    folders += [folder for folder in (run / "model", run / "merged", run) if (folder / MANIFEST).is_file()]
-    if not folders:
-        raise ArtifactError(f"{run}: holds nothing to verify: no checkpoint and no model.")
-    results = []
-    for folder in folders:
-        try:
-            manifest = verify(folder)
-            size = sum(entry["bytes"] for entry in manifest["files"].values())
-            results.append({"folder": str(folder), "ok": True, "bytes": size, "problem": None})
-        except ArtifactError as error:
-            results.append({"folder": str(folder), "ok": False, "bytes": None, "problem": str(error)})
+    results: list[dict[str, Any]] = []
+    while not results:
+        folders = [folder for _, folder in checkpoints(run)]
+        folders += [folder for folder in (run / "model", run / "merged", run) if (folder / MANIFEST).is_file()]
+        if not folders:
+            raise ArtifactError(f"{run}: holds nothing to verify: no checkpoint and no model.")
+        results = [result for folder in folders if (result := _verified(folder)) is not None]
     if json:
         print_json({"run": str(run), "ok": all(r["ok"] for r in results), "folders": results})
     else:
@@ -279,3 +274,17 @@ def verify_cli(
             print(f"{'ok      ' if result['ok'] else 'DAMAGED '} {result['problem'] or result['folder']}")
     if not all(result["ok"] for result in results):
         raise typer.Exit(ArtifactError.exit_code)
+
+
+def _verified(folder: Path) -> dict[str, Any] | None:
+    """What `verify` says of one folder; None where the run, which may go on meanwhile, has deleted it."""
+    from ftune.errors import ArtifactError
+    from ftune.manifest import verify
+
+    try:
+        size = sum(entry["bytes"] for entry in verify(folder)["files"].values())
+    except ArtifactError as error:
+        if not folder.exists():
+            return None
+        return {"folder": str(folder), "ok": False, "bytes": None, "problem": str(error)}
+    return {"folder": str(folder), "ok": True, "bytes": size, "problem": None}

@@ -55,11 +55,12 @@ def train_cli(
     """Train a recipe. The same command starts, resumes, or says that the run is already complete."""
     from ftune.errors import Problem, RecipeError
     from ftune.load import load_recipe
+    from ftune.overlay import literal
 
     stop = begin(offline=offline, verbose=verbose)
     overrides = list(set or [])
     overrides += [f"distributed.devices={devices}"] if devices is not None else []
-    overrides += [f"output_dir={output_dir}"] if output_dir is not None else []
+    overrides += [literal("output_dir", output_dir)] if output_dir is not None else []
     loaded = load_recipe(recipe, overrides)
     if profile:
         if smoke:
@@ -95,7 +96,7 @@ def _train(
     from ftune.locking import lock
 
     folder = loaded.output_dir.absolute()
-    drift.refuse_foreign_folder(folder)
+    drift.refuse_foreign_folder(folder, loaded.text)
     with lock(folder) if leads else nullcontext():
         if not overwrite and drift.is_complete(folder, loaded):
             _say_complete(folder, as_json=as_json)
@@ -154,7 +155,10 @@ def _smoke(loaded: Loaded, stop: StopFlag, *, as_json: bool, quiet: bool) -> Non
 
 
 def _faults_of_tests() -> OnOperation | None:
-    """For tests: die or fail at the n-th durable operation, FTUNE_TESTING=1 with FTUNE_FAULT=N:KILL or N:ENOSPC."""
+    """For tests: die or fail at the n-th durable operation, FTUNE_TESTING=1 with FTUNE_FAULT=N:KILL or N:ENOSPC.
+
+    With N+ all operations from the n-th on fail, as on a disk that stays full.
+    """
     wanted = os.environ.get("FTUNE_FAULT")
     if os.environ.get("FTUNE_TESTING") != "1" or wanted is None:
         return None
@@ -162,12 +166,13 @@ def _faults_of_tests() -> OnOperation | None:
     import signal
 
     number, _, kind = wanted.partition(":")
+    first, for_good = int(number.removesuffix("+")), number.endswith("+")
     count = 0
 
     def fault(operation: str, path: Path) -> None:
         nonlocal count
         count += 1
-        if count != int(number):
+        if count < first or (count > first and not for_good):
             return
         if kind == "KILL":
             os.kill(os.getpid(), signal.SIGKILL)

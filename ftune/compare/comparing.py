@@ -21,6 +21,7 @@ from ftune.compare.verdict import System, Verdict, judge
 from ftune.data.cache import Cache, cache_root
 from ftune.data.samples import Samples, read_samples
 from ftune.data.table import Rows
+from ftune.disk import as_disk_error
 from ftune.drift import data_files
 from ftune.errors import Problem, RecipeError, suggestion
 from ftune.evidence import RESAMPLES, read_evidence, rows_digest
@@ -136,10 +137,12 @@ def refuse_foreign_folder(folder: Path) -> None:
 
     Raises:
         RecipeError: it has some, or is a file.
+        DiskError: it cannot be looked at.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError([Problem("", f"{folder} is a file. Choose another name.", "--output-dir")])
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    with as_disk_error(folder):
+        if folder.exists() and not folder.is_dir():
+            raise RecipeError([Problem("", f"{folder} is a file. Choose another name.", "--output-dir")])
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in names if name not in OURS and not name.startswith((".tmp-", ".trash-"))]
     if foreign:
         message = (

@@ -12,6 +12,7 @@ from ftune import methods
 from ftune.consistency import NO_EFFECT
 from ftune.errors import Problem, RecipeError, suggestion
 from ftune.load import Loaded, load_recipe
+from ftune.overlay import literal
 from ftune.quantities import Duration
 
 TRIALS = "trials"
@@ -186,7 +187,7 @@ def trials_of(own: Loaded, settings: Sequence[Setting], seeds: Sequence[int], fo
             if setting.refusal:
                 continue
             overrides = [*setting.overrides, f"seed={seed}"]
-            overrides += [f"output_dir={folder / TRIALS / f'{setting.folder}_seed={seed}'}"]
+            overrides += [literal("output_dir", str(folder / TRIALS / f"{setting.folder}_seed={seed}"))]
             if own.recipe.eval.shots:  # the comparison has rows for that
                 overrides.append("eval.shots=[]")
             if own.recipe.data.eval is not None or own.recipe.eval.guard:

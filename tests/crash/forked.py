@@ -6,6 +6,7 @@ environment, with its output in files. What only a cold process shows, such as w
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -21,11 +22,11 @@ from typing import Any, NoReturn
 from unittest import mock
 
 PRELOAD = (
-    "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "matplotlib.backends.backend_agg",
-    "pyarrow", "rich.console", "rich.progress", "rich.live", "scipy.stats",
+    "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "pyarrow", "scipy.stats",
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "rich.console", "rich.progress", "rich.live",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
-    "ftune.__main__", "ftune.run", "ftune.merging", "ftune.smoke", "ftune.report_files", "ftune.cli.progress",
-    "ftune.methods.full", "ftune.methods.lora",
+    "ftune.__main__", "ftune.cli.progress", "ftune.locking", "ftune.data.sandbox", "ftune.run", "ftune.merging",
+    "ftune.smoke", "ftune.report_files", "ftune.methods.full", "ftune.methods.lora",
 )  # fmt: skip
 SERVER = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false", "TORCHDYNAMO_DISABLE": "1"}
 """With one thread in torch and none of its own in pyarrow, forking the server is sound. The last: `prepare_process`."""
@@ -86,6 +87,12 @@ def run(
 ) -> tuple[int, str, str]:
     """`ftune ARGUMENTS` from start to end: its exit code, or minus the signal that killed it, stdout and stderr."""
     return start(arguments, cwd, environment).wait(seconds)
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+    for process in multiprocessing.active_children():  # multiprocessing would wait for it
+        process.kill()
 
 
 def _child(arguments: list[str], cwd: str, environment: dict[str, str], output: str) -> NoReturn:

@@ -333,12 +333,6 @@ def test_a_layer_that_is_recomputed_is_there_once_and_learning_weights_have_a_co
     assert plan.memory_bytes["copies in the type of computation"] == 200
 
 
-def test_disk() -> None:
-    plan = plan_of(facts(trainable_parameters=1000), checkpoint={"keep": 2})
-    assert plan.checkpoint_bytes == 1000 * 4 * 3, "weights and two moments"
-    assert plan.disk_bytes == (2 + 1 + 1) * plan.checkpoint_bytes + 4000
-
-
 def test_a_run_that_goes_on_keeps_what_its_first_machine_chose() -> None:
     small = facts(memory_bytes=GIB // 16, num_threads=2)
     recipe = recipe_of(train={"duration": "10 steps", "batch_size": 64})

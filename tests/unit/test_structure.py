@@ -43,6 +43,7 @@ LAYERS = [
     {"store"},
     {"data", "facts", "builtin", "signals"},
     {"memory"},
+    {"disk_need"},
     {"plan"},
     {"micro_batch"},
     {"decide"},
