@@ -124,6 +124,17 @@ def train(loaded: Loaded, listener: Listener | None = None, stop: StopFlag | Non
         return train_for_real(loaded, listener=listener or Listener(), stop=stop or StopFlag(), **options)
 
 
+class Stops(Listener):
+    """Presses Ctrl-C during step `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.at, self.flag = step, StopFlag()
+
+    def step(self, result: Any, plan: Any, memory_bytes: int) -> None:
+        if result.step == self.at:
+            self.flag.signal_number = 2
+
+
 class Shared:
     """Folders that are filled once, by whichever worker comes first."""
 

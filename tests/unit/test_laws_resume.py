@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bases import noisy
-from laws import DEEP, FAMILIES, Shared, events, ftune, train
+from laws import DEEP, FAMILIES, Shared, Stops, events, ftune, train
 
 from ftune.errors import ArtifactError, Interrupted
 from ftune.listener import Listener
@@ -46,17 +46,6 @@ def uninterrupted(shared: Shared, method: str, family: str) -> Path:
     run = shared.make(f"uninterrupted-{method}-{family}", fill) / "run"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step_{k:06d}" for k in range(1, 13)]
     return run
-
-
-class Stops(Listener):
-    """Presses Ctrl-C during step `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.at, self.flag = step, StopFlag()
-
-    def step(self, result: Any, plan: Any, memory_bytes: int) -> None:
-        if result.step == self.at:
-            self.flag.signal_number = 2
 
 
 def interrupt(loaded: Loaded, step: int) -> None:
