@@ -13,12 +13,10 @@ from unittest import mock
 
 import laws
 import pytest
-from click.testing import Result
 from damage import every_damage_is_found_and_named, mutate
+from in_process import content, invoke
 from laws import Shared, Stops
-from typer.testing import CliRunner
 
-from ftune.cli import app
 from ftune.errors import Interrupted
 from ftune.load import Loaded
 from ftune.manifest import MANIFEST, verify
@@ -64,20 +62,6 @@ def in_memory() -> Iterator[Path]:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)
-
-
-def invoke(*arguments: object) -> Result:
-    """The command line in this process, which has torch already, without drawing and waiting for the disk."""
-    with mock.patch("ftune.report_files.pictures", return_value={}), mock.patch("ftune.store._fsync"):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
-
-
-def content(folder: Path) -> dict[Path, bytes]:
-    """Every file but the lock's."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.match(".lock*")}
 
 
 def weights(run: Path) -> bytes:
