@@ -118,6 +118,8 @@ def goes_on(made: Path, run: Path, chance: Random, command: Any, number: int) ->
     damaged = [mutate(folders[0], folders[1], chance)]
     if damaged[0][0] != "exchange" and chance.random() < 0.3:
         damaged.append(mutate(folders[1], folders[2], chance))
+        shutil.rmtree(folders[2])  # an exchange would have left nothing whole
+        shutil.copytree(made / "cut/run/checkpoints" / folders[2].name, folders[2])
     bad = {folder.name for folder in folders if _is_damaged(folder)}
     about = (number, damaged)
     done = command(run)
