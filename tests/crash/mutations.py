@@ -214,8 +214,8 @@ def places(text: str) -> dict[Path, tuple[int, int]]:
     return found
 
 
-PIECES = (b":", b": ", b"\n", b"\t", b"  ", b"- ", b"[", b"}", b'"', b"'", b"#", b"&a ", b"*a", b"---\n", b"\0", b"%", b"|",
-          b"0x", b"\r", b"!!python/name:os.system ")  # fmt: skip
+PIECES = (b":", b": ", b"\n", b"\t", b"  ", b"- ", b"[", b"}", b'"', b"'", b"#", b"&a ", b"*a", b"---\n", b"\0", b"%",
+          b"|", b"0x", b"\r", b"!!python/name:os.system ")  # fmt: skip
 
 
 def damaged(text: str, random: Random) -> bytes:
