@@ -54,8 +54,8 @@ def test_everything_is_tried_often() -> None:
             assert names.count(kind + ending) >= 2, kind + ending
     faults = " ".join(case.fault for case in CASES)
     for fault in ("cut off", "bytes", "shape", "repeated key", "half a surrogate", "NaN", "NUL", "huge", "too deep",
-                  "not closed", "no object", "short", "long", "empty", "after a quote", "unclosed", "null", "twice", "keyed",
-                  "wrapped", "one column"):  # fmt: skip
+                  "not closed", "no object", "short", "long", "empty", "after a quote", "unclosed", "null", "twice",
+                  "keyed", "wrapped", "one column"):  # fmt: skip
         assert faults.count(fault) >= 3, fault
     assert {case.shape for case in CASES} == set(SHAPES)
     assert len(TEXT) + len(COLUMNAR) == 10
