@@ -64,8 +64,8 @@ CONTEXT: dict[str, dict[str, Any]] = {
 }
 """What must be there too, for a key to have an effect."""
 VALUES: tuple[Any, ...] = (
-    True, False, 3, 7, 0.5, 0.25, 2.5, "7%", "9 steps", "auto", ["loss"], ["guard.jsonl"], ["tensorboard"], [0, 4], [0],
-    ["a"], [1], {"q": 2}, {"client": "user"}, {"prompt": "q"}, "some words", {"name": "lora"}, {"a": 2.0}, "balanced", None,
+    True, False, 3, 7, 0.5, 0.25, 2.5, "7%", "9 steps", "auto", ["loss"], ["guard.jsonl"], ["tensorboard"], [0], ["a"],
+    [1], {"q": 2}, {"client": "user"}, {"prompt": "q"}, "some words", {"name": "lora"}, {"a": 2.0}, "balanced", None,
 )  # fmt: skip
 
 
