@@ -57,6 +57,7 @@ def _block(value: Any, indent: int, random: Random) -> list[str]:
         elif isinstance(inner, str) and "\n" in inner and _fits_a_block(inner) and random.random() < 0.7:
             lines += [f"{head} |{'' if inner.endswith(chr(10)) else '-'}"]
             lines += [" " * deeper + line if line else "" for line in inner.removesuffix("\n").split("\n")]
+            lines.append("#")  # in the first column, so that the text ends here, whatever follows
         else:
             lines.append(f"{head} {_flow(inner, random)}{_tail(random)}")
     return lines

@@ -174,10 +174,9 @@ class Life:
         self.run.saved = state.model_copy() if found is not None else None
 
     def damage(self) -> bool:
-        """Turn a bit of a checkpoint that is neither the only good one nor the best of those that may be taken up."""
-        bests = {self.oracle.best, *(best for best, _ in self.oracle.there.values())}
-        able = [step for step in self.oracle.good if step not in bests]
-        if not able or len(self.oracle.good) < 2:
+        """Turn a bit of a checkpoint after whose loss the run can go on: another one is good, and so is its best."""
+        able = [step for step in self.oracle.good if self._goes_on_without(step)]
+        if not able:
             return False
         step = self.random.choice(able)
         path = self.root / f"checkpoints/step_{step:06d}/weights.safetensors"
@@ -185,6 +184,10 @@ class Life:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         self.oracle.damaged.add(step)
         return True
+
+    def _goes_on_without(self, step: int) -> bool:
+        good = [other for other in self.oracle.good if other != step]
+        return bool(good) and self.oracle.there[good[-1]][0] not in {*self.oracle.damaged, step}
 
     def do(self, operation: str) -> None:
         """One thing that happens to a run."""
