@@ -17,7 +17,7 @@ from damage import every_damage_is_found_and_named, mutate
 from in_process import content, invoke
 from laws import Shared, Stops
 
-from ftune.errors import Interrupted
+from ftune.errors import ArtifactError, Interrupted
 from ftune.load import Loaded
 from ftune.manifest import MANIFEST, verify
 from ftune.store import checkpoints, newest_good
@@ -68,7 +68,7 @@ def weights(run: Path) -> bytes:
     return (run / "model/adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=FULL)])
+@pytest.mark.parametrize("count", [60, pytest.param(5000, marks=FULL)])
 def test_every_damage_to_a_real_checkpoint_is_found_and_named(made: Path, in_memory: Path, count: int) -> None:
     done = every_damage_is_found_and_named(made / "cut/run", in_memory, count, SEED)
     print(f"{count} damages from seed {SEED}: {dict(done)}")
@@ -134,8 +134,6 @@ def goes_on(made: Path, run: Path, chance: Random, command: Any, number: int) ->
 
 
 def _is_damaged(folder: Path) -> bool:
-    from ftune.errors import ArtifactError
-
     try:
         verify(folder)
     except ArtifactError:

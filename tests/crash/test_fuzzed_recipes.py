@@ -131,8 +131,8 @@ def override(pair: tuple[str, str]) -> None:
 
 
 FUZZED = {
-    "trees": (TREES, tree_alone, 150, 2500), "over a recipe": (TREES, tree_over_a_valid_recipe, 100, 2500),
-    "bytes": (DAMAGES, bytes_damaged, 150, 2000), "overrides": (OVERRIDES, override, 100, 1000),
+    "trees": (TREES, tree_alone, 100, 2500), "over a recipe": (TREES, tree_over_a_valid_recipe, 60, 2500),
+    "bytes": (DAMAGES, bytes_damaged, 100, 2000), "overrides": (OVERRIDES, override, 50, 1000),
 }  # fmt: skip
 COUNTS = [(name, few) for name, (_, _, few, _) in FUZZED.items()] + [
     pytest.param(name, many, marks=CRASH) for name, (_, _, _, many) in FUZZED.items()
@@ -176,7 +176,7 @@ def unrelated(found: Iterable[Problem], spoilt: Spoilt) -> Iterator[str]:
             yield str(problem)
 
 
-@pytest.mark.parametrize("count", [250, pytest.param(8000, marks=CRASH)])
+@pytest.mark.parametrize("count", [200, pytest.param(8000, marks=CRASH)])
 def test_every_fault_is_reported_at_its_place(here: Path, count: int) -> None:
     """Up to four faults of a recipe come in one answer, each with key, line, column, and what was expected or meant."""
     trees, done, hints = [plain(path) for path in RECIPES] + [tree_of(FULL)], Counter[str](), Counter[bool]()
@@ -202,7 +202,7 @@ def test_every_fault_is_reported_at_its_place(here: Path, count: int) -> None:
     print(f"{count} recipes, {done.total()} faults: {dict(done)}; hints for unknown keys: {dict(hints)}")
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(4000, marks=CRASH)])
+@pytest.mark.parametrize("count", [100, pytest.param(4000, marks=CRASH)])
 def test_damaged_bytes_of_shipped_recipes(here: Path, count: int) -> None:
     refused = 0
     for number in range(count):

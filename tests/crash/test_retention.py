@@ -239,7 +239,7 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.crash)])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.crash)])
 def test_lives_of_a_run(in_memory: Path, count: int) -> None:
     done = Counter[str]()
     for number in range(count):
