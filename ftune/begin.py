@@ -18,7 +18,7 @@ from ftune.data.order import derived_seed, window
 from ftune.data.samples import Tick
 from ftune.device import build_accelerator, torch_dtype
 from ftune.drift import data_files
-from ftune.errors import ArtifactError, Problem, RecipeError
+from ftune.errors import ArtifactError
 from ftune.features import FeatureSource
 from ftune.listener import Listener
 from ftune.load import Loaded
@@ -29,11 +29,12 @@ from ftune.optim import build_optimizer, load_optimizer_state
 from ftune.plan import Plan
 from ftune.prepare import Prepared
 from ftune.prompted import score_base
+from ftune.resuming import newest_checkpoint, state_of
 from ftune.session import Run
 from ftune.signals import StopFlag
 from ftune.start import pad_id_of, record_json
 from ftune.state import TrainState
-from ftune.store import Store, newest_good, prune
+from ftune.store import Store, prune
 from ftune.target import SETTLED, attached
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ def open_run(
     if accelerator.is_main_process:
         prepared.dataset.train.report.notes.extend(disk.sweep())
     accelerator.wait_for_everyone()
-    checkpoint = _newest_checkpoint(loaded, plan, folder, listener) if exists else None
-    if checkpoint is not None:
-        stopping.refuse_without_baseline(_stored_state(checkpoint[1]), plan, prepared.dataset.guard)
+    checkpoint = newest_checkpoint(loaded, plan, folder, listener) if exists else None
+    state = TrainState() if checkpoint is None else state_of(checkpoint[1], plan, listener)
+    stopping.refuse_without_baseline(state, plan, prepared.dataset.guard)
     if accelerator.is_main_process:
         _write_head(disk, loaded, prepared, plan, overwrite=overwrite)
     accelerator.wait_for_everyone()
@@ -72,7 +73,7 @@ def open_run(
     recipe, model = loaded.recipe, run.model
     if recipe.learner.storage_constraint() is not None:
         run.frozen_hash = frozen_fingerprint(model)  # attaching changed the base: a resumed run must change it equally
-    _take_up(run, checkpoint)
+    _take_up(run, checkpoint, state)
     _read_features(run, None if checkpoint is None else checkpoint[1])
     if plan.compile:
         compile_blocks(body_of(model), kernels(cache_root(os.environ, Path.home())))
@@ -162,31 +163,8 @@ def _write_head(disk: Store, loaded: Loaded, prepared: Prepared, plan: Plan, *, 
         disk.write_json("run.json", provenance.describe(loaded, prepared))
 
 
-def _newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Listener) -> tuple[int, Path] | None:
-    """The newest checkpoint that verifies; None when there is none yet.
-
-    Raises:
-        ArtifactError: there are checkpoints, and none is good.
-        RecipeError: the run has made more steps than the recipe now asks for.
-    """
-    found, skipped = newest_good(folder)
-    for message in skipped:
-        listener.note(message)
-    if found is None and skipped:
-        message = f"{folder}: every checkpoint is damaged. Start anew with --overwrite."
-        raise ArtifactError("\n".join([message, *skipped]))
-    if found is not None and found[0] > plan.steps:
-        message = f"the run has made {found[0]} steps already, more than the {plan.steps} asked for now. Raise it."
-        raise RecipeError([Problem("train.duration", message, loaded.source("train.duration"))])
-    return found
-
-
-def _stored_state(checkpoint: Path) -> TrainState:
-    return TrainState.model_validate_json((checkpoint / "state.json").read_text(encoding="utf-8"))
-
-
-def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
-    """Put the checkpoint's weights, optimizer and state in place, and cut the log back to its step.
+def _take_up(run: Run, checkpoint: tuple[int, Path] | None, state: TrainState) -> None:
+    """Put the checkpoint's weights, optimizer and `state` in place, and cut the log back to its step.
 
     Raises:
         ArtifactError: it does not fit the model.
@@ -202,7 +180,7 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
     step, folder = checkpoint
     if read_manifest(folder)["frozen_hash"] != run.frozen_hash:
         raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
-    run.state = _stored_state(folder)
+    run.state = state
     load_trainable(run.model, load_file(folder / "weights.safetensors"))
     if step > 0 and not run.method.fits_at_once:
         load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))

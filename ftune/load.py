@@ -31,15 +31,23 @@ MAX_BASES = 20
 PLUGINS: Mapping[str, ModuleType] = {"method": methods, "objective": objectives}
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "method.name": ("objective",),
+    "method.weights": ("objective",),
     "model.dtype": ("method",),
     "model.trust_remote_code": ("model.revision",),
     "train.micro_batch_size": ("train.batch_size",),
     "distributed.devices": ("train.batch_size",),
+    "data.format": ("objective", "method.name"),
+    "data.group_by": ("data.eval",),
+    "data.stratify": ("data.eval", "objective"),
+    "data.seed": ("data.eval", "eval.guard"),
+    "data.near_duplicates": ("data.eval", "data.test"),
+    "data.leakage": ("data.eval", "data.test"),
     "eval.every": ("data.eval",),
     "eval.max_rows": ("data.eval",),
     "eval.metrics": ("data.eval", "objective"),
-    "eval.generate_every": ("data.eval", "eval.metrics"),
-    "eval.max_new_tokens": ("eval.metrics",),
+    "eval.generate_every": ("data.eval", "eval.metrics", "method.name", "objective"),
+    "eval.max_new_tokens": ("data.eval", "eval.metrics", "method.name", "objective"),
+    "eval.shots": ("data.eval", "objective"),
     "checkpoint.best": ("data.eval",),
     "train.early_stopping": ("data.eval",),
     "train.early_stopping.patience": ("data.eval",),
@@ -151,8 +159,8 @@ def _examine(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem], list
 
 def _meant(problem: Problem) -> str:
     """The dotted key that a misspelt one stands for, else the key itself."""
-    hint = re.fullmatch(r"unknown key\. Did you mean '(.+)'\?", problem.message)
-    if hint is None or "." in hint[1]:
+    hint = re.fullmatch(r"unknown key\. Did you mean '(.+)'( at the top level)?\?", problem.message)
+    if hint is None or "." in hint[1] or hint[2]:
         return hint[1] if hint else problem.path
     return ".".join([*problem.path.split(".")[:-1], hint[1]])
 
@@ -179,7 +187,9 @@ def _parse_plugin(path: KeyPath, package: ModuleType, block: Any) -> tuple[BaseM
     plugin, found = _validate(kind, block, path)
     problems += found
     if isinstance(plugin, (methods.Method, objectives.Objective)):
-        problems += [Problem(dotted((*path, field)), message) for field, message in plugin.problems()]
+        invalid = {key.rpartition(".")[2] for problem in found for key in (problem.path, _meant(problem))}
+        own = [(field, said) for field, said in plugin.problems() if not invalid & {field, *re.findall(r"\w+", said)}]
+        problems += [Problem(dotted((*path, field)), message) for field, message in own]
     return plugin, problems
 
 

@@ -71,6 +71,11 @@ class Record:
         return self.recipe.learner.base_head(self.recipe.objective.head(self.labels, pad_id_of(tokenizer)))
 
 
+def is_artefact(folder: Path) -> bool:
+    """Whether ftune wrote this model folder; one file of the two is enough, as the other may have been lost."""
+    return (folder / SIDECAR).is_file() or (folder / MANIFEST).is_file()
+
+
 def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's pad id, else EOS, else 0: the vocabulary never grows for a pad."""
     for found in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
@@ -83,12 +88,14 @@ def start_of(model: Model, folder: Path) -> Start:
     """The start that `model:` of a recipe names; a finished run counts with its result.
 
     Raises:
-        ArtifactError: the run is not finished or damaged.
+        ArtifactError: the run is not finished, or what ftune wrote there is damaged.
         NotMergeable: it is of a method whose result is no plain model.
     """
     run = folder / model.name
     if not (run / "run.json").is_file():
         base = find_base(model, folder)
+        if is_artefact(run):
+            verify(run)
         return Start(base, base)
     result = run / "model"
     verify(result)

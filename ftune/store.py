@@ -318,22 +318,30 @@ class Store:
                 path.unlink()
 
 
-def checkpoints(root: Path) -> list[tuple[int, Path]]:
-    """The committed checkpoints in `root/checkpoints`, with their steps, oldest step first. Nothing is verified."""
+def step_folders(root: Path) -> list[tuple[int, Path]]:
+    """The folders in `root/checkpoints` that have a checkpoint's name, with their steps, oldest step first.
+
+    One without a manifest was damaged by others: a kill at any moment leaves none.
+    """
     folder = root / "checkpoints"
     found = []
     with as_disk_error(folder):
         for path in folder.iterdir() if folder.is_dir() else ():
             match = _STEP.fullmatch(path.name)
-            if match and path.name == f"step_{int(match[1]):06d}" and (path / MANIFEST).is_file():
+            if match and path.name == f"step_{int(match[1]):06d}" and path.is_dir():
                 found.append((int(match[1]), path))
     return sorted(found)
+
+
+def checkpoints(root: Path) -> list[tuple[int, Path]]:
+    """The committed checkpoints in `root/checkpoints`, with their steps, oldest step first. Nothing is verified."""
+    return [(step, path) for step, path in step_folders(root) if (path / MANIFEST).is_file()]
 
 
 def newest_good(root: Path) -> tuple[tuple[int, Path] | None, list[str]]:
     """The newest checkpoint that verifies, and why each newer one was skipped."""
     skipped = []
-    for step, path in reversed(checkpoints(root)):
+    for step, path in reversed(step_folders(root)):
         try:
             verify(path)
         except ArtifactError as error:

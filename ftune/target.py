@@ -21,7 +21,17 @@ from ftune.objectives.causal_lm import CausalLM
 from ftune.objectives.seq2seq_lm import Seq2SeqLM
 from ftune.plan import Plan
 from ftune.recipe import Model
-from ftune.start import SIDECAR, Record, Start, checked_start, load_start, pad_id_of, read_record, start_of
+from ftune.start import (
+    SIDECAR,
+    Record,
+    Start,
+    checked_start,
+    is_artefact,
+    load_start,
+    pad_id_of,
+    read_record,
+    start_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +80,7 @@ def kind_of(path: Path) -> str:
         return "run"
     if (path.parent.parent / "run.json").is_file() and path.parent.name == "checkpoints":
         return "checkpoint"
-    if (path / SIDECAR).is_file():
+    if is_artefact(path):
         return "artefact"
     if (path / "config.json").is_file():
         return "model"

@@ -109,6 +109,8 @@ BROKEN_JSON = {
     "no object": (lambda line: "[1, 2]", "expected an object"),
     "a word": (lambda line: "nonsense", "is not valid JSON"),
     "repeated key": (lambda line: line[:-1] + ', "zz": 1, "zz": 2}', "key 'zz' is repeated"),
+    "NUL": (lambda line: line[:-1] + ', "zz": "a\0b"}', "is not valid JSON"),
+    "huge": (lambda line: line[:-1] + f', "zz": "{"x" * 2_000_000}", "zz": 2}}', "key 'zz' is repeated"),
     "NaN": (lambda line: line[:-1] + ', "zz": NaN}', "NaN is no JSON value"),
     "half a surrogate": (lambda line: line[:-1] + ', "zz": "\\ud83d"}', "half of a surrogate pair"),
     "too deep": (lambda line: line[:-1] + f', "zz": {"[" * 100_000}', "nested too deeply"),

@@ -258,11 +258,11 @@ def verify_cli(
     """Check every file of a run's checkpoints and model against its hash."""
     from ftune.errors import ArtifactError
     from ftune.manifest import MANIFEST
-    from ftune.store import checkpoints
+    from ftune.store import step_folders
 
     results: list[dict[str, Any]] = []
     while not results:
-        folders = [folder for _, folder in checkpoints(run)]
+        folders = [folder for _, folder in step_folders(run)]
         folders += [folder for folder in (run / "model", run / "merged", run) if (folder / MANIFEST).is_file()]
         if not folders:
             raise ArtifactError(f"{run}: holds nothing to verify: no checkpoint and no model.")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from bases import noisy
+from cuts import Stops
 from facts import plan_of
 from laws import Shared, events, train
-from test_laws_resume import Stops
 
 from ftune.errors import ArtifactError, Interrupted, RecipeError
 from ftune.load import load_recipe

@@ -7,19 +7,15 @@ import random
 import re
 import subprocess
 import sys
-import typing
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from full_recipe import FULL, MINIMAL, blocks_of, parts_of, tree_of
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from ftune import methods, objectives
 from ftune.errors import Problem, RecipeError
@@ -28,84 +24,9 @@ from ftune.methods.full import Full
 from ftune.methods.lora import Lora
 from ftune.objectives.causal_lm import CausalLM
 from ftune.recipe import EarlyStopping, Model, Recipe, Source, sources
-from ftune.yaml_file import parse_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 BAD_RECIPES = sorted((REPOSITORY / "tests" / "data" / "bad_recipes").glob("*.yaml"))
-MINIMAL = "model: m\ndata: {train: d.jsonl}\n"
-FULL = """\
-model:
-  name: org/model
-  revision: 0123456789abcdef0123456789abcdef01234567
-  dtype: bf16
-  trust_remote_code: true
-  init: random
-objective: {name: causal_lm}
-method:
-  name: lora
-  rank: 8
-  alpha: 16.5
-  dropout: 0.05
-  target_modules: [q_proj, v_proj]
-  rank_pattern: {layers.0.q_proj: 4}
-  alpha_pattern: {q_proj: 8}
-  rslora: true
-  dora: true
-  init: gaussian
-  learning_rate_ratio: 16
-  new_tokens: [<a>, <b>]
-  trainable_tokens: [<c>]
-data:
-  train:
-  - a.jsonl
-  - {path: org/b, split: "[:400]", subset: main, revision: main, format: instruction, columns: {output: answer},
-     weight: 0.5, loader: null, file_format: null, header: null, quoting: null, values: {k: v}}
-  eval: 5%
-  test: {path: org/set, split: "test[:10%]", subset: null, revision: null, format: null, columns: null, weight: 1,
-         loader: null, file_format: null, header: null, quoting: null, values: {}}
-  format: prompt_completion
-  columns: {prompt: question, completion: answer}
-  roles: {}
-  template: "Q: {{ prompt }}"
-  train_on: last
-  system: merge_into_user
-  max_length: 512
-  overlong: drop
-  group_by: id
-  stratify: false
-  near_duplicates: 0.7
-  seed: 9
-  leakage: drop
-  on_bad_row: skip
-  max_dropped: 5%
-  packing: false
-train:
-  duration: 2_000_000 tokens
-  max_minutes: 90
-  batch_size: 16
-  micro_batch_size: 4
-  learning_rate: 1e-4
-  optimizer: sgd
-  schedule: linear
-  warmup: 10
-  weight_decay: 0.1
-  max_grad_norm: 0.5
-  precision: fp32
-  activation_checkpointing: true
-  deterministic: true
-  compile: auto
-  max_skipped_steps: 3
-  early_stopping: {patience: 5, min_delta: 0.01, max_forgetting: 5%}
-eval: {every: 50, max_rows: 100, metrics: [loss, exact_match], generate_every: 25%, max_new_tokens: 64, shots: [0, 4],
-       guard: [{path: c.jsonl, split: "[:9]", subset: null, revision: null, format: null, columns: null, weight: 1,
-                loader: null, file_format: null, header: null, quoting: null, values: {}}]}
-checkpoint: {every: 5%, keep: 3, best: null}
-distributed: {devices: 2}
-tracking: [tensorboard, wandb]
-output_dir: out/{recipe}
-seed: 42
-"""
-"""Valid, and every key of every section is written."""
 
 
 @pytest.fixture
@@ -128,16 +49,6 @@ def refused(text: str, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load(text, *overrides)
     return [str(problem).removeprefix("r.yaml:") for problem in caught.value.problems]
-
-
-def tree_of(text: str) -> Any:
-    """The plain values of a recipe, some of whose numbers PyYAML would read as text; the caller may change them."""
-    return json.loads(_json_of(text))
-
-
-@cache
-def _json_of(text: str) -> str:
-    return json.dumps(parse_yaml(text, "text").plain())
 
 
 def at(recipe: BaseModel, key: str) -> Any:
@@ -238,23 +149,6 @@ def test_a_full_recipe(here: Path) -> None:
     assert recipe.train.learning_rate == 1e-4
     assert recipe.train.early_stopping == EarlyStopping(patience=5, min_delta=0.01, max_forgetting="5%")
     assert recipe.checkpoint.best is None
-
-
-def blocks_of(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Every block a recipe may hold, by dotted path."""
-    yield prefix, kind
-    for name, info in kind.model_fields.items():
-        nested = {"method": Lora, "objective": CausalLM}.get(f"{prefix}{name}")
-        for part in [nested] if nested else parts_of(info.annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from blocks_of(part, f"{prefix}{name}.")
-
-
-def parts_of(annotation: Any) -> Iterator[Any]:
-    """A type, and every type and constraint inside it."""
-    yield annotation
-    for part in annotation.metadata if isinstance(annotation, FieldInfo) else typing.get_args(annotation):
-        yield from parts_of(part)
 
 
 def test_the_full_recipe_writes_every_key() -> None:
@@ -692,6 +586,17 @@ def test_faults_of_the_file_and_of_the_command_line_come_together_in_order(here:
         ("model: m\ndata: {train: d}\ntrain: 7\ndistributed: {devices: 64}\n", "distributed.devices"),
         ("model: {name: m, revision: 7, trust_remote_code: true}\ndata: {train: d}\n", "model.trust_remote_code"),
         ("model: m\ndata: {train: d, eval: 5%}\nobjective: zzz\neval: {metrics: [zzz]}\n", "eval.metrics"),
+        ("model: m\ndata: {train: d, eval: {path: 7}}\neval: {shots: [0]}\n", "eval.shots"),
+        ("model: m\ndata: {train: d, evla: 5%, seed: 1}\n", "data.seed"),
+        ("model: m\ndata: {train: d, eval: [7], near_duplicates: null}\n", "data.near_duplicates"),
+        ("model: m\ndata: {train: d, tset: t, leakage: drop}\n", "data.leakage"),
+        ("model: m\ndata: {train: d, evval: 5%, group_by: c}\n", "data.group_by"),
+        (
+            "model: m\nmethod: lroa\ndata: {train: d, eval: 5%}\nobjective: seq2seq_lm\neval: {max_new_tokens: 5}\n",
+            "eval.max_new_tokens",
+        ),
+        ("model: m\nmethod: feature_based\ndata: {train: d, objective: sequence_classification}\n", "method.name"),
+        ("model: {name: m, dtype: bf16}\ndata: {train: d}\ntrain: {method: lora}\n", "model.dtype"),
     ],
 )
 def test_what_follows_from_another_fault_is_not_said(here: Path, broken: str, dead: str) -> None:
@@ -699,6 +604,18 @@ def test_what_follows_from_another_fault_is_not_said(here: Path, broken: str, de
     [line] = refused(broken)
     assert f" {dead}: " not in line
     assert dead in CAUSES
+
+
+@pytest.mark.parametrize(
+    ("block", "line"),
+    [
+        ("{name: prompt, init: txet, init_text: a b}", "method.init: expected 'vocabulary', 'text' or 'random'"),
+        ("{name: prompt, init: text, init_txt: a b}", "method.init_txt: unknown key. Did you mean 'init_text'?"),
+    ],
+)
+def test_what_follows_from_another_fault_of_a_method_is_not_said(here: Path, block: str, line: str) -> None:
+    [found] = refused(MINIMAL + f"method: {block}\n")
+    assert line in found
 
 
 def test_contradictions_are_found_though_required_keys_are_missing(here: Path) -> None:
@@ -1220,110 +1137,7 @@ def test_a_dotted_name_that_finds_nothing(here: Path, name: str) -> None:
     )
 
 
-# Nothing but an error of ours, and nothing heavy
-
-WORDS = st.sampled_from(
-    sorted(
-        {name for _, kind in blocks_of(Recipe) for name in kind.model_fields} | {"extends", "lr", "str", "int", "a.b"}
-    )
-)
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.integers(-2, 3),
-    st.floats(),
-    st.sampled_from(
-        [
-            "auto",
-            "lora",
-            "full",
-            "causal_lm",
-            "m",
-            "5%",
-            "3 epochs",
-            "1 steps",
-            "train[:4]",
-            "text",
-            "bf16",
-            "r.yaml",
-            "",
-        ]
-    ),
-    st.text(max_size=8),
-)
-TREES = st.dictionaries(
-    WORDS | st.text(max_size=4),
-    st.recursive(
-        VALUES,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=4), inner, max_size=4),
-        max_leaves=10,
-    ),
-    max_size=8,
-)
-OURS = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
-
-
-def loads_or_is_refused(content: bytes, *overrides: str) -> None:
-    """With a recipe, or an error in which every problem has a place and says something."""
-    Path("r.yaml").write_bytes(content)
-    try:
-        loaded = load_recipe(Path("r.yaml"), overrides)
-    except RecipeError as error:
-        assert error.problems
-        for problem in error.problems:
-            assert re.match(r"r\.yaml(:\d+:\d+)?$|--set$", problem.where), problem
-            assert problem.message.rstrip().endswith((".", "?")), problem
-            str(problem).encode()
-    else:
-        assert parse_recipe(json.loads(loaded.recipe.model_dump_json())) == (loaded.recipe, [])
-
-
-@OURS
-@given(tree=TREES)
-def test_random_trees(here: Path, tree: dict[str, Any]) -> None:
-    loads_or_is_refused(yaml.safe_dump(tree, allow_unicode=True).encode())
-
-
-@settings(OURS, max_examples=100)
-@given(tree=TREES)
-def test_random_trees_over_a_valid_recipe(here: Path, tree: dict[str, Any]) -> None:
-    full = tree_of(FULL)
-    for key, value in tree.items():
-        if isinstance(value, dict) and isinstance(full.get(key), dict):
-            full[key].update(value)
-        else:
-            full[key] = value
-    loads_or_is_refused(json.dumps(full).encode())
-
-
-MUTATIONS = st.lists(
-    st.tuples(
-        st.integers(0, len(FULL)),
-        st.integers(0, 6),
-        st.binary(max_size=3) | st.sampled_from([b":", b"\n", b"\t", b"  "]),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-@OURS
-@given(mutations=MUTATIONS)
-def test_damaged_bytes(here: Path, mutations: list[tuple[int, int, bytes]]) -> None:
-    content = FULL.encode()
-    for start, length, replacement in mutations:
-        content = content[:start] + replacement + content[start + length :]
-    loads_or_is_refused(content)
-
-
-@settings(OURS, max_examples=100)
-@given(key=st.one_of(WORDS, st.builds("{}.{}".format, WORDS, WORDS), st.text()), value=st.text() | VALUES.map(str))
-def test_random_overrides(here: Path, key: str, value: str) -> None:
-    loads_or_is_refused(FULL.encode(), f"{key}={value}")
-
+# Nothing heavy
 
 COLD = """
 import sys

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from cuts import Stops
 from facts import facts, plan_of, recipe_of
 from laws import events, recipe, train
 from safetensors.torch import load_file, save_file
-from test_laws_resume import Stops
 
 from ftune.errors import ArtifactError, Interrupted, MachineError, RecipeError
 from ftune.optim import build_optimizer, check_packages, load_optimizer_state, optimizer_state, set_learning_rate

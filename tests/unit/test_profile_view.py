@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cuts import Stops
 from laws import events, recipe, train
-from test_laws_resume import Stops
 from typer.testing import CliRunner
 
 from ftune.errors import Interrupted

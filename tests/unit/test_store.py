@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import every_damage_is_found_and_named
 from filelock import FileLock
 
 from ftune import locking
@@ -461,7 +462,7 @@ def test_an_exception_of_the_writer_leaves_everything_as_it_was(fresh: Callable[
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from ftune.store import Store
 from test_store import cycle
 count = 0
@@ -494,7 +495,7 @@ def test_real_sigkill(fresh: Callable[[], Path]) -> None:
     between_renames = recorded.index(("rename", target)) + 1
     for number in (3, between_renames, between_renames + 1, between_renames + 4, len(recorded)):
         root = fresh()
-        script = KILLED.format(tests=str(Path(__file__).parent), number=number, root=str(root))
+        script = KILLED.format(paths=[str(path) for path in Path(__file__).parents[:2]], number=number, root=str(root))
         with python(script) as process:
             assert process.wait(timeout=30) == -signal.SIGKILL
         if number == between_renames:
@@ -786,75 +787,11 @@ def test_sweep_does_not_put_back_over_a_target_or_outside(tmp_path: Path) -> Non
 # Damage
 
 
-def mutate(folder: Path, other: Path, chance: random.Random) -> tuple[str, list[Path]]:
-    """Damage one thing; returns what was done, and the files one of which must be named."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    path = chance.choice(files)
-    data = bytearray(path.read_bytes())
-    kind = chance.choice(["flip", "cut", "append", "delete", "extra", "swap", "foreign", "zero", "link", "manifest"])
-    if kind == "flip" and data:
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        path.write_bytes(data)
-    elif kind == "cut" and data:
-        path.write_bytes(data[: chance.randrange(len(data))])
-    elif kind == "zero" and any(data):
-        path.write_bytes(bytes(len(data)))
-    elif kind == "delete":
-        path.unlink()
-    elif kind == "extra":
-        path = chance.choice([folder, folder / "tokenizer"]) / chance.choice(["extra.bin", ".hidden"])
-        path.write_bytes(chance.randbytes(chance.randrange(3)))
-    elif kind == "swap":
-        second = chance.choice([file for file in files if file.read_bytes() != bytes(data)])
-        path.write_bytes(second.read_bytes())
-        second.write_bytes(data)
-        return kind, [path, second]
-    elif kind == "foreign" and data and path.name != MANIFEST:
-        shutil.copy(other / path.relative_to(folder), path)
-    elif kind == "link":
-        path.rename(folder.parent / "moved")
-        path.symlink_to(folder.parent / "moved")
-    elif kind == "manifest":
-        path = folder / MANIFEST
-        manifest = json.loads(path.read_bytes())
-        edit = chance.choice(["step", "loss", "files", "bytes", "key"])
-        if edit == "files":
-            manifest["files"].popitem()
-        elif edit == "bytes":
-            manifest["files"]["state.json"]["bytes"] += 1
-        else:
-            manifest[edit] = 11
-        path.write_text(json.dumps(manifest, indent=2) + "\n")
-    else:
-        kind = "append"
-        path.write_bytes(data + chance.randbytes(chance.randrange(1, 9)))
-    return kind, [path]
-
-
-def test_every_damage_is_found_and_named(tmp_path: Path) -> None:
-    chance = random.Random(20)
-    store = Store(tmp_path / "good")
-    publish_step(store, 10, "previous")
-    store.publish("checkpoints/step_000020", writer("newest"), {"step": 20, "loss": 0.25})
-    done: dict[str, int] = {}
-    for _ in range(300):
-        root = Path(shutil.copytree(store.root, tmp_path / "bad"))
-        folder = root / "checkpoints/step_000020"
-        kind, paths = mutate(folder, root / "checkpoints/step_000010", chance)
-        done[kind] = done.get(kind, 0) + 1
-        with pytest.raises(ArtifactError) as caught:
-            verify(folder)
-        assert any(str(caught.value).startswith(f"{path}: ") for path in paths), (kind, paths, caught.value)
-        assert caught.value.exit_code == 4
-        newest, skipped = newest_good(root)
-        assert newest == (10, root / "checkpoints/step_000010")
-        if (folder / MANIFEST).exists():
-            assert len(skipped) == 1
-            assert any(path.name in skipped[0] for path in paths)
-            assert "step_000020" in skipped[0]
-        shutil.rmtree(root)
-    assert min(done.values()) >= 10
-    assert len(done) == 10
+def test_every_damage_is_found_and_named(template: Path, tmp_path: Path) -> None:
+    """`tests/crash/test_damaged_checkpoints.py` does it thousands of times, to what a real run left."""
+    for step in (10, 20):
+        publish_step(Store(template), step, str(step))
+    assert min(every_damage_is_found_and_named(template, tmp_path, 300, seed=20).values()) >= 5
 
 
 def test_every_byte_of_the_manifest_counts(tmp_path: Path) -> None:

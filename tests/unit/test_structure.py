@@ -65,7 +65,7 @@ LAYERS = [
     {"report_files", "report_diff_page"},
     {"data_view", "data_page", "data_packs"},
     {"provenance"},
-    {"session"},
+    {"session", "resuming"},
     {"finish", "profile_view", "in_context"},
     {"scoring"},
     {"as_language_model"},
