@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,6 +17,9 @@ from ftune.recipe import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,17 @@ class Base:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
-def find_base(model: Model, folder: Path) -> Base:
+def find_base(model: Model, folder: Path, commit: str | None = None) -> Base:
     """Resolve `model:` of a recipe; folders are relative to the recipe's `folder`.
+
+    Args:
+        model: the block.
+        folder: the recipe's.
+        commit: of a hub model, where it was resolved before; None asks what the revision stands for now.
 
     Raises:
         RecipeError: an unknown builtin name.
-        MachineError: no such folder.
+        MachineError: no such folder, or a hub model that cannot be had.
     """
     random = model.init == "random"
     if builtin.is_starter(model.name):
@@ -69,7 +78,24 @@ def find_base(model: Model, folder: Path) -> Base:
         return Base(model.name, "folder", str(path.resolve()), None, model.trust_remote_code, random)
     if model.name.startswith((".", "/", "~")):
         raise MachineError(f"{path}: no such model folder. Relative paths start from the recipe's folder.")
-    return Base(model.name, "hub", model.name, model.revision, model.trust_remote_code, random)
+    base = Base(model.name, "hub", model.name, commit or model.revision, model.trust_remote_code, random)
+    return replace(base, revision=_commit_of(base))
+
+
+def _commit_of(base: Base) -> str:
+    """The commit of a hub model: every file of it is then read of this one, also when its branch moves meanwhile."""
+    if base.revision is not None and COMMIT.fullmatch(base.revision):
+        return base.revision
+    from huggingface_hub import hf_hub_download
+
+    with explained(base):
+        return Path(hf_hub_download(base.location, "config.json", revision=base.revision)).parent.name
+
+
+def recorded_commit(model: Model, fingerprint: str) -> str | None:
+    """The commit of a hub model in the fingerprint of a base; None where it is of something else."""
+    found = re.fullmatch(rf"hub:{re.escape(model.name)}@({COMMIT.pattern})", fingerprint)
+    return None if found is None else found[1]
 
 
 def load_config(base: Base) -> PreTrainedConfig:
@@ -125,9 +151,8 @@ def fingerprint_of(base: Base, config: PreTrainedConfig) -> str:
     if base.kind == "builtin":
         shape = json.dumps(builtin.SHAPES[base.location], sort_keys=True)
         return f"builtin:{base.location}:{builtin.SEED}:{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
-    commit = getattr(config, "_commit_hash", None)
-    if base.kind == "hub" and commit:
-        return f"hub:{base.location}@{commit}"
+    if base.kind == "hub":
+        return f"hub:{base.location}@{base.revision}"
     folder = Path(base.location)
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
@@ -154,12 +179,19 @@ def explained(base: Base) -> Iterator[None]:
             raise
         message = f"model '{base.name}' ends in a head of another size. Name the base model it was tuned from instead."
         raise ArtifactError(message) from error
-    except (OSError, ValueError, ImportError) as error:
+    except _refusals() as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "is no folder here and cannot be had from the hub" if base.kind == "hub" else "cannot be loaded"
         raise MachineError(
             f"model '{base.name}' {where}: {first} Check the name, or download it first and name its folder."
         ) from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What libraries raise over a model that is not there, and what the hub's client does not turn into an OSError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, ValueError, ImportError, *HfHubHTTPError.__bases__
 
 
 def _damage() -> tuple[type[Exception], ...]:

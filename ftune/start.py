@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ftune.base import Base, find_base, load_config, load_tokenizer
+from ftune.base import Base, find_base, load_config, load_tokenizer, recorded_commit
 from ftune.base import fingerprint_of as base_fingerprint
 from ftune.errors import ArtifactError, NotMergeable
 from ftune.load import parse_recipe
@@ -79,8 +79,13 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     raise AssertionError("unreachable")
 
 
-def start_of(model: Model, folder: Path) -> Start:
+def start_of(model: Model, folder: Path, fingerprint: str = "") -> Start:
     """The start that `model:` of a recipe names; a finished run counts with its result.
+
+    Args:
+        model: the block.
+        folder: the recipe's.
+        fingerprint: of the base as it was recorded; a hub model is then taken at the commit it names.
 
     Raises:
         ArtifactError: the run is not finished or damaged.
@@ -88,7 +93,7 @@ def start_of(model: Model, folder: Path) -> Start:
     """
     run = folder / model.name
     if not (run / "run.json").is_file():
-        base = find_base(model, folder)
+        base = find_base(model, folder, recorded_commit(model, fingerprint))
         return Start(base, base)
     result = run / "model"
     verify(result)
@@ -101,7 +106,7 @@ def start_of(model: Model, folder: Path) -> Start:
             f"{run}: method {record.recipe.learner.name} cannot be merged into its base, so its result cannot be the "
             "start of another run. Name its base model, or a run of a method that merges (`ftune methods`)."
         )
-    below = start_of(record.recipe.model, record.folder)
+    below = start_of(record.recipe.model, record.folder, record.base_fingerprint)
     return Start(below.base, own, result, record, below)
 
 
@@ -161,7 +166,7 @@ def checked_start(record: Record, path: Path) -> Start:
     Raises:
         ArtifactError: the weights there are not the ones it was trained on.
     """
-    start = start_of(record.recipe.model, record.folder)
+    start = start_of(record.recipe.model, record.folder, record.base_fingerprint)
     found = start.fingerprint()
     if found != record.base_fingerprint:
         raise ArtifactError(
