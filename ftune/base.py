@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+KERNELS = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
+"""Names that are no repository with code."""
+MOST_LAYERS = 10_000
+"""More are no model: to count them alone would take hours."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,33 @@ def find_base(model: Model, folder: Path, commit: str | None = None) -> Base:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ArtifactError(f"{path}: is no model folder: it has no config.json.")
-        return Base(model.name, "folder", str(path.resolve()), None, model.trust_remote_code, random)
+        _refuse_other_places(path)
+        return Base(model.name, "folder", str(path.resolve()), random=random)  # no commit pins the code of a folder
     if model.name.startswith((".", "/", "~")):
         raise MachineError(f"{path}: no such model folder. Relative paths start from the recipe's folder.")
     base = Base(model.name, "hub", model.name, commit or model.revision, model.trust_remote_code, random)
     return replace(base, revision=_commit_of(base))
+
+
+def _refuse_other_places(folder: Path) -> None:
+    """What would make transformers load something else than the safetensors of the folder that was named.
+
+    Raises:
+        ArtifactError: an adapter leads to another model, or an index to files elsewhere or of another kind.
+    """
+    if (folder / "adapter_config.json").is_file():
+        message = "holds a model and an adapter, which names a model of its own. Take the adapter's files out."
+        raise ArtifactError(f"{folder}: {message}")
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        names = [str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{index}: is no index of weights: {type(error).__name__}. Download it again.") from error
+    for name in names:
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise ArtifactError(f"{index}: names {name!r}, which is no safetensors file beside it.")
 
 
 def _commit_of(base: Base) -> str:
@@ -109,7 +135,15 @@ def load_config(base: Base) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     with explained(base):
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(base.location, **base._keywords()))
+        config = cast("PreTrainedConfig", AutoConfig.from_pretrained(base.location, **base._keywords()))
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise ArtifactError(f"model '{base.name}': its configuration asks for {layers:,} layers. It is damaged.")
+    kernel = getattr(config, "_attn_implementation", None)
+    if kernel is not None and kernel not in KERNELS:
+        message = f"its configuration asks for the attention kernel {kernel!r}, which is code. Take the key out."
+        raise MachineError(f"model '{base.name}': {message}")
+    return config
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -155,7 +189,7 @@ def fingerprint_of(base: Base, config: PreTrainedConfig) -> str:
         return f"hub:{base.location}@{base.revision}"
     folder = Path(base.location)
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    for file in sorted(path for path in [*folder.glob("*.safetensors"), folder / "config.json"] if path.is_file()):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
@@ -196,6 +230,15 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 def _damage() -> tuple[type[Exception], ...]:
     """What libraries raise over files of another content than they expect, besides what says itself what is wrong."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    return SafetensorError, RecursionError, LookupError, TypeError, AttributeError, ArithmeticError
+    return (
+        SafetensorError,
+        StrictDataclassError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    )

@@ -62,7 +62,12 @@ def refuse_foreign_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RecipeError([Problem("output_dir", f"{folder} is a file. Choose another name.")])
-    if not folder.is_dir() or (folder / "run.json").is_file():
+    if not folder.is_dir():
+        return
+    if links := sorted(path.name for path in folder.iterdir() if path.name in OURS and path.is_symlink()):
+        message = f"{folder / links[0]} is a link. A run writes no links, and through none: put the true file there."
+        raise RecipeError([Problem("output_dir", message)])
+    if (folder / "run.json").is_file():
         return
     leftovers = (".tmp-", ".trash-")
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS and not p.name.startswith(leftovers))
