@@ -49,7 +49,8 @@ class Seen:
 
     def ran_inside(self, folder: Path) -> list[str]:
         """The code of `folder` that was run."""
-        return [file for file in self.ran if os.path.realpath(file).startswith(str(folder.resolve()) + os.sep)]
+        inside = str(folder.resolve()) + os.sep
+        return [file for file in self.ran if file[:1] != "<" and os.path.realpath(file).startswith(inside)]
 
 
 _seen: list[Seen] = []

@@ -161,11 +161,12 @@ def test_only_our_exceptions_are_raised() -> None:
                 assert known, f"{path.name}:{node.lineno} raises {name}"
 
 
-UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "dbm", "copyreg",
-                  "code", "codeop", "runpy", "telnetlib", "xmlrpc", "tarfile", "zipfile"}  # fmt: skip
+UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "dbm",
+                  "copyreg", "code", "codeop", "runpy", "telnetlib", "xmlrpc", "tarfile", "zipfile"}  # fmt: skip
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "execfile", "input", "os.system", "os.popen", "yaml.load",
                 "yaml.unsafe_load", "yaml.full_load", "torch.load", "torch.save", "torch.jit.load", "torch.hub.load",
-                "pd.read_pickle", "pandas.read_pickle", "np.fromfile", "np.save", "np.savez", "tempfile.mktemp"}  # fmt: skip
+                "pd.read_pickle", "pandas.read_pickle", "np.fromfile", "np.save", "np.savez",
+                "tempfile.mktemp"}  # fmt: skip
 UNSAFE_ENDS = {"extractall", "unpack_archive", "read_pickle", "to_pickle", "tofile", "load_module"}
 UNSAFE_KEYWORDS = {"allow_pickle", "shell"}
 
@@ -199,7 +200,8 @@ def test_nothing_is_pickled_or_evaluated(path: Path) -> None:
     "text",
     ["import pickle", "from joblib import load", "import torch.serialization, marshal", "from torch import load",
      "eval('1')", "yaml.load(x, Loader=y)", "np.load(x, allow_pickle=True)", "subprocess.run(x, shell=yes)",
-     "tarfile.open(x).extractall()", "torch.load(x, weights_only=False)", "frame.read_pickle(x)", "from os import system"],
+     "tarfile.open(x).extractall()", "torch.load(x, weights_only=False)", "frame.read_pickle(x)",
+     "from os import system"],
 )  # fmt: skip
 def test_what_is_unsafe_is_seen(text: str) -> None:
     assert unsafe(text)
