@@ -148,7 +148,7 @@ MODELS = {
     "code of generation": code("generation_config.json", custom_generate="evil", auto_map=EVIL),
     "code of a tokenizer of a known kind": code("tokenizer_config.json", auto_map=EVIL),
     "code of another repository": code("config.json", auto_map={"AutoConfig": "evil/code--evil.Evil"}),
-    "a kernel of a hub": config(10, attn_implementation="evil/kernel", _attn_implementation="evil/kernel"),
+    "a kernel of a hub": config(10, attn_implementation="evil/kernel")._replace(alone=True),
     "a quantiser that is not here": config(0, quantization_config={"quant_method": "evil"}),
     "a type that is code": config(4, dtype="load"),
     "an architecture that is a path": config(0, architectures=["../../evil"], _name_or_path="../../evil"),

@@ -153,9 +153,11 @@ RUNS = {
     ),
     "a loader of Python itself": recorded(shell, 4),
     "a metric in the current folder": recorded(lambda p: brings(p, folder="run", eval={"metrics": ["evil:evil"]}), 4),
-    "a method that comes with the run": recorded(lambda p: brings(p, method={"name": "run.evil"}), 4),
+    "a method that comes with the run": recorded(
+        lambda p: brings(p, method={"name": "run.evil"}), 4
+    )._replace(alone=True),
     "a method that does something else": recorded(lambda p: {"method": {"name": "idlelib.idle"}}, 4),
-    "a base that is trusted by the run": recorded(trusted, 10)._replace(fast=True),
+    "a base that is trusted by the run": recorded(trusted, 10)._replace(fast=True, alone=True),
     "a body that is trusted by the run": recorded(body, 10, "feature_based"),
     "a base elsewhere": recorded(lambda p: {"model": {"name": "../../../../etc"}}, 4),
     "a base that is a URL": recorded(lambda p: {"model": {"name": "https://127.0.0.1:9/x"}}, 10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from artefact import SECRET, Artefact, Place
 from hostile_inputs import INPUTS
 from hostile_models import MODELS
 from hostile_runs import RUNS
-from laws import Shared
+from laws import Shared, python
 from typer.testing import CliRunner
 from watch import Seen, watched
 
@@ -24,6 +25,8 @@ from ftune.cli import app
 
 ARTEFACTS: dict[str, Artefact] = {**MODELS, **RUNS, **INPUTS}
 MOST_SECONDS, MOST_BYTES = 10.0, 2**30
+IMPORTS = 10.0
+"""Seconds that a cold process may take for its imports on a slow machine."""
 DRIVING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
 """Characters that drive a terminal; lines and tabs do not."""
 
@@ -99,3 +102,35 @@ def ends() -> Iterator[None]:
 def peak() -> int:
     """The most bytes of memory since the count began."""
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+ALONE = """
+import atexit, json, os, resource, sys
+def measure():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    with open(os.environ["MEASURED"], "w") as file:
+        json.dump([used.ru_utime + used.ru_stime, 1024 * used.ru_maxrss], file)
+atexit.register(measure)
+from ftune.__main__ import main
+main()
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("name", [name for name, artefact in ARTEFACTS.items() if artefact.alone])
+def test_it_does_no_harm_in_a_process_of_its_own(name: str, place: Place, tmp_path: Path) -> None:
+    artefact, measured = ARTEFACTS[name], tmp_path / "measured.json"
+    command = list(artefact.make(place))
+    outside, home = contents(place.outside), tmp_path / "home"
+    home.mkdir()
+    kept = {key: str(tmp_path / "caches" / key) for key in ("FTUNE_CACHE", "HF_HOME", "MPLCONFIGDIR")}
+    environment = {**kept, "MEASURED": str(measured), "HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    done = python("-c", ALONE, *command, seconds=300, environment=environment)
+    seconds, memory = json.loads(measured.read_text())
+    assert memory < MOST_BYTES
+    check(place, artefact, done.returncode, done.stdout + done.stderr, seconds - IMPORTS, outside)
+    assert list(home.iterdir()) == []
+
+
+def test_there_are_sixty_of_them() -> None:
+    assert len(ARTEFACTS) >= 60 and sum(artefact.alone for artefact in ARTEFACTS.values()) >= 10
