@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,6 +17,13 @@ from ftune.recipe import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+KERNELS = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
+"""Names that are no repository with code."""
+MOST_LAYERS = 10_000
+"""More are no model: to count them alone would take hours."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,17 @@ class Base:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
-def find_base(model: Model, folder: Path) -> Base:
+def find_base(model: Model, folder: Path, commit: str | None = None) -> Base:
     """Resolve `model:` of a recipe; folders are relative to the recipe's `folder`.
+
+    Args:
+        model: the block.
+        folder: the recipe's.
+        commit: of a hub model, where it was resolved before; None asks what the revision stands for now.
 
     Raises:
         RecipeError: an unknown builtin name.
-        MachineError: no such folder.
+        MachineError: no such folder, or a hub model that cannot be had.
     """
     random = model.init == "random"
     if builtin.is_starter(model.name):
@@ -66,10 +79,49 @@ def find_base(model: Model, folder: Path) -> Base:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ArtifactError(f"{path}: is no model folder: it has no config.json.")
-        return Base(model.name, "folder", str(path.resolve()), None, model.trust_remote_code, random)
+        _refuse_other_places(path)
+        return Base(model.name, "folder", str(path.resolve()), random=random)  # no commit pins the code of a folder
     if model.name.startswith((".", "/", "~")):
         raise MachineError(f"{path}: no such model folder. Relative paths start from the recipe's folder.")
-    return Base(model.name, "hub", model.name, model.revision, model.trust_remote_code, random)
+    base = Base(model.name, "hub", model.name, commit or model.revision, model.trust_remote_code, random)
+    return replace(base, revision=_commit_of(base))
+
+
+def _refuse_other_places(folder: Path) -> None:
+    """What would make transformers load something else than the safetensors of the folder that was named.
+
+    Raises:
+        ArtifactError: an adapter leads to another model, or an index to files elsewhere or of another kind.
+    """
+    if (folder / "adapter_config.json").is_file():
+        message = "holds a model and an adapter, which names a model of its own. Take the adapter's files out."
+        raise ArtifactError(f"{folder}: {message}")
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        names = [str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{index}: is no index of weights: {type(error).__name__}. Download it again.") from error
+    for name in names:
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise ArtifactError(f"{index}: names {name!r}, which is no safetensors file beside it.")
+
+
+def _commit_of(base: Base) -> str:
+    """The commit of a hub model: every file of it is then read of this one, also when its branch moves meanwhile."""
+    if base.revision is not None and COMMIT.fullmatch(base.revision):
+        return base.revision
+    from huggingface_hub import hf_hub_download
+
+    with explained(base):
+        return Path(hf_hub_download(base.location, "config.json", revision=base.revision)).parent.name
+
+
+def recorded_commit(model: Model, fingerprint: str) -> str | None:
+    """The commit of a hub model in the fingerprint of a base; None where it is of something else."""
+    found = re.fullmatch(rf"hub:{re.escape(model.name)}@({COMMIT.pattern})", fingerprint)
+    return None if found is None else found[1]
 
 
 def load_config(base: Base) -> PreTrainedConfig:
@@ -83,7 +135,15 @@ def load_config(base: Base) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     with explained(base):
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(base.location, **base._keywords()))
+        config = cast("PreTrainedConfig", AutoConfig.from_pretrained(base.location, **base._keywords()))
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise ArtifactError(f"model '{base.name}': its configuration asks for {layers:,} layers. It is damaged.")
+    kernel = getattr(config, "_attn_implementation", None)
+    if kernel is not None and kernel not in KERNELS:
+        message = f"its configuration asks for the attention kernel {kernel!r}, which is code. Take the key out."
+        raise MachineError(f"model '{base.name}': {message}")
+    return config
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -125,12 +185,11 @@ def fingerprint_of(base: Base, config: PreTrainedConfig) -> str:
     if base.kind == "builtin":
         shape = json.dumps(builtin.SHAPES[base.location], sort_keys=True)
         return f"builtin:{base.location}:{builtin.SEED}:{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
-    commit = getattr(config, "_commit_hash", None)
-    if base.kind == "hub" and commit:
-        return f"hub:{base.location}@{commit}"
+    if base.kind == "hub":
+        return f"hub:{base.location}@{base.revision}"
     folder = Path(base.location)
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    for file in sorted(path for path in [*folder.glob("*.safetensors"), folder / "config.json"] if path.is_file()):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
@@ -154,7 +213,7 @@ def explained(base: Base) -> Iterator[None]:
             raise
         message = f"model '{base.name}' ends in a head of another size. Name the base model it was tuned from instead."
         raise ArtifactError(message) from error
-    except (OSError, ValueError, ImportError) as error:
+    except _refusals() as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "is no folder here and cannot be had from the hub" if base.kind == "hub" else "cannot be loaded"
         raise MachineError(
@@ -162,8 +221,24 @@ def explained(base: Base) -> Iterator[None]:
         ) from error
 
 
+def _refusals() -> tuple[type[Exception], ...]:
+    """What libraries raise over a model that is not there, and what the hub's client does not turn into an OSError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, ValueError, ImportError, *HfHubHTTPError.__bases__
+
+
 def _damage() -> tuple[type[Exception], ...]:
     """What libraries raise over files of another content than they expect, besides what says itself what is wrong."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    return SafetensorError, RecursionError, LookupError, TypeError, AttributeError, ArithmeticError
+    return (
+        SafetensorError,
+        StrictDataclassError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    )

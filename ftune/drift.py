@@ -71,7 +71,14 @@ def refuse_foreign_folder(folder: Path, text: str) -> None:
     with as_disk_error(folder):
         if folder.exists() and not folder.is_dir():
             raise RecipeError([Problem("output_dir", f"{folder} is a file. Choose another name.")])
-        if not folder.is_dir() or (folder / "run.json").is_file():
+        if not folder.is_dir():
+            return
+        if links := sorted(path.name for path in folder.iterdir() if path.name in OURS and path.is_symlink()):
+            message = (
+                f"{folder / links[0]} is a link. A run writes no links, and through none: put the true file there."
+            )
+            raise RecipeError([Problem("output_dir", message)])
+        if (folder / "run.json").is_file():
             return
         names = {path.name for path in folder.iterdir()}
         foreign = {name for name in names - _HEAD if not name.startswith((".tmp-", ".trash-"))}

@@ -25,6 +25,17 @@ def is_hook(text: str) -> bool:
     return ":" in text
 
 
+def hooks_in(recipe: Any) -> list[str]:
+    """Every `module:function` in the plain values of a recipe: loaders and metrics."""
+    if not isinstance(recipe, (dict, list)):
+        return []
+    found = []
+    for key, value in recipe.items() if isinstance(recipe, dict) else enumerate(recipe):
+        names = [value] if key == "loader" else value if key == "metrics" and isinstance(value, list) else []
+        found += [name for name in names if isinstance(name, str) and is_hook(name)] or hooks_in(value)
+    return found
+
+
 def parse_hook(text: str) -> str:
     """Check that `text` is `module:function`.
 
@@ -53,6 +64,19 @@ def module_file(hook: str, folder: Path) -> Path | None:
     except (ImportError, ValueError):
         return None
     return Path(spec.origin) if spec is not None and spec.origin is not None and spec.has_location else None
+
+
+def source_of(module: str) -> Path | None:
+    """The file of an installed module, found without running it or the packages that it is in."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin is not None and spec.has_location else None
+    stems = [Path(root, *rest) for root in spec.submodule_search_locations or ()]
+    files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def hook_problem(hook: str, folder: Path, num_arguments: int) -> str | None:

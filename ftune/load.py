@@ -28,6 +28,7 @@ M = TypeVar("M", bound=BaseModel)
 PLACEHOLDERS = {"model": {"name": "?"}, "data": {"train": "?"}}
 """What stands for missing required keys while contradictions between the others are looked for."""
 MAX_BASES = 20
+PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 PLUGINS: Mapping[str, ModuleType] = {"method": methods, "objective": objectives}
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "method.name": ("objective",),
@@ -102,6 +103,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """
     tree, text = _with_bases(path, ())
     problems = [problem for override in overrides for problem in apply(tree, override)]
+    problems += _passwords(tree)
     recipe, errors, dead = _examine(tree.plain())
     errors += [] if recipe is None else hook_problems(recipe, path.parent)
     notes = []
@@ -114,6 +116,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     if problems or recipe is None:
         raise RecipeError(sorted(problems, key=lambda p: _split_place(p.where)))
     return Loaded(recipe, path, text, {dotted(key): node.where for key, node in tree.walk()}, tuple(notes))
+
+
+def _passwords(tree: Node) -> list[Problem]:
+    """URLs that bring a password along: a recipe is written into the run folder as it is."""
+    message = "holds a URL with a password, which would be recorded in the run folder. Take the password out."
+    return [
+        Problem(dotted(path), message, node.where)
+        for path, node in tree.walk()
+        if isinstance(node.value, str) and PASSWORD.search(node.value)
+    ]
 
 
 def parse_recipe(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:

@@ -7,6 +7,7 @@ import pkgutil
 from typing import TypeVar
 
 from ftune.errors import suggestion
+from ftune.hook import source_of
 
 T = TypeVar("T")
 
@@ -28,6 +29,8 @@ def find(package: str, name: str, attribute: str, base: type[T]) -> type[T]:
         if name not in names_in(package):
             raise LookupError(f"unknown {kind} '{name}'.{suggestion(name, names_in(package))}")
         name = f"{package}.{name}"
+    elif (file := source_of(name)) is not None and attribute not in file.read_text(encoding="utf-8", errors="replace"):
+        raise LookupError(f"module '{name}' defines no {attribute}.")  # to import it would run what it does instead
     try:
         module = importlib.import_module(name)
     except ImportError as error:

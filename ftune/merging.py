@@ -223,7 +223,7 @@ def _published_dtype(record: Record) -> torch.dtype:
     """The type the base was published in; fp32 for models built in code."""
     import torch
 
-    config = load_config(start_of(record.recipe.model, record.folder).base)
+    config = load_config(start_of(record.recipe.model, record.folder, record.base_fingerprint).base)
     return cast("torch.dtype", getattr(torch, str(config.dtype or "float32").removeprefix("torch.")))
 
 

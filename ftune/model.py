@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ftune import builtin, targets
 from ftune.base import Base, explained, family_of, limit_of, load_config
 from ftune.data.order import derived_seed
-from ftune.errors import ArtifactError, Problem, RecipeError
+from ftune.errors import ArtifactError, FtuneError, Problem, RecipeError
 from ftune.facts import ModelFacts
 from ftune.methods import Method
 from ftune.objectives import Head
@@ -156,8 +156,14 @@ def look_at_model(
     import torch
 
     config = with_head(load_config(base), head)
-    with torch.device("meta"):
-        model = auto_class(head, config).from_config(config)
+    try:
+        with torch.device("meta"), explained(base):
+            model = auto_class(head, config).from_config(config)
+    except RuntimeError as error:
+        if isinstance(error, FtuneError):
+            raise
+        message = f"model '{base.name}': its configuration describes no model: {str(error).splitlines()[0]}"
+        raise ArtifactError(message) from error
     model.config._name_or_path = base.reference
     adapted = targets.table(method.target_shapes(model))
     quantised = method.quantised_parameters(model)

@@ -26,7 +26,7 @@ from ftune.objectives import Head
 from ftune.optim import check_packages
 from ftune.plan import Plan
 from ftune.recipe import Recipe
-from ftune.start import Record, Start, start_of
+from ftune.start import Record, Start, read_record, start_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -68,15 +68,20 @@ class Prepared:
     functions: dict[str, RowScores]
 
 
-def prepare(loaded: Loaded, tick: Tick) -> Prepared:
+def prepare(loaded: Loaded, tick: Tick, run: Path | None = None) -> Prepared:
     """Look at machine, model and data, and make the plan.
+
+    Args:
+        loaded: the recipe.
+        tick: hears of progress; may raise to stop.
+        run: a folder that may hold a run to go on with: a hub model is then taken at the commit that the run has.
 
     Raises:
         RecipeError, DataError, MachineError, MetricError: what was asked cannot be done here.
     """
     recipe = loaded.recipe
     functions = load_metrics([] if recipe.eval.metrics == "auto" else recipe.eval.metrics, loaded.folder)
-    rows = prepare_data(loaded, tick)
+    rows = prepare_data(loaded, tick, run)
     start, tokenizer = rows.start, rows.tokenizer
     fingerprint = start.fingerprint()
     record = Record(recipe, loaded.folder, fingerprint, rows.dataset.labels)
@@ -99,14 +104,14 @@ def prepare(loaded: Loaded, tick: Tick) -> Prepared:
     return Prepared(start, tokenizer, rows.renderer, rows.dataset, rows.draw, record, facts, plan, functions)
 
 
-def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
+def prepare_data(loaded: Loaded, tick: Tick, run: Path | None = None) -> PreparedData:
     """Read, render and encode the rows of a recipe; of the model, configuration and tokenizer are enough.
 
     Raises:
         RecipeError, DataError, MachineError: what was asked cannot be done here.
     """
     recipe = loaded.recipe
-    start = start_of(recipe.model, loaded.folder)
+    start = start_of(recipe.model, loaded.folder, _recorded_base(recipe, run))
     tokenizer = load_tokenizer(start.tokenizer_base)
     recipe.learner.prepare_tokenizer(tokenizer)
     config = load_config(start.base)
@@ -130,6 +135,14 @@ def prepare_data(loaded: Loaded, tick: Tick) -> PreparedData:
     )
     draw = recipe.objective.drawer(tokenizer) if dataset.train.hides else None
     return PreparedData(start, tokenizer, config, max_length, renderer, dataset, draw)
+
+
+def _recorded_base(recipe: Recipe, run: Path | None) -> str:
+    """The fingerprint of the base of a run that names the same model; empty where there is none."""
+    if run is None or not (run / "resolved.json").is_file():
+        return ""
+    record = read_record(run / "resolved.json")
+    return record.base_fingerprint if record.recipe.model == recipe.model else ""
 
 
 def _packing_refusal(recipe: Recipe, config: PreTrainedConfig, head: Head) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ftune import __version__
 from ftune.drift import data_files
-from ftune.load import Loaded
+from ftune.load import PASSWORD, Loaded
 from ftune.prepare import Prepared
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -42,7 +42,7 @@ def describe(loaded: Loaded, prepared: Prepared) -> dict[str, Any]:
         "format": 1,
         "recipe": str(loaded.path),
         "started": now(),
-        "command": sys.argv[1:] if sys.argv[0].endswith(("ftune", "__main__.py")) else [],
+        "command": _command(),
         "seed": loaded.recipe.seed,
         "versions": {"ftune": __version__, "python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "machine": {"system": platform.platform(), "processor": platform.machine(), **_facts(prepared)},
@@ -50,6 +50,12 @@ def describe(loaded: Loaded, prepared: Prepared) -> dict[str, Any]:
         "fingerprints": fingerprints(prepared),
         "files": data_files(loaded.recipe, loaded.folder),
     }
+
+
+def _command() -> list[str]:
+    """The words of the command line, without passwords."""
+    ours = sys.argv[0].endswith(("ftune", "__main__.py"))
+    return [PASSWORD.sub("://***@", word) for word in sys.argv[1:]] if ours else []
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def train(
         stop.check()
         listener.phase(what, done, total)
 
-    prepared = prepare(loaded, tick)
+    prepared = prepare(loaded, tick, None if overwrite else folder)
     for note in (f"data: {prepared.dataset.story}", *prepared.dataset.notes):
         listener.note(note)
     run = open_run(loaded, prepared, folder, listener, stop, Store(folder, on_operation), overwrite)

@@ -25,12 +25,13 @@ from ftune.decide import (
     choose_threads,
 )
 from ftune.device import build_accelerator, torch_dtype
-from ftune.errors import Problem, RecipeError, suggestion
+from ftune.errors import ArtifactError, Problem, RecipeError, suggestion
 from ftune.evaluation import Scores
 from ftune.evidence import rows_digest
 from ftune.facts import Device, look_at_machine
 from ftune.finish import score_target
 from ftune.generation import Prediction
+from ftune.hook import hooks_in
 from ftune.in_context import InContext, score_choices
 from ftune.label_predictions import LabelPrediction
 from ftune.load import load_recipe
@@ -184,7 +185,23 @@ def open_scorable(path: Path, overrides: tuple[str, ...]) -> tuple[Target, Recor
         target = open_target(path, torch_dtype(dtype), overrides)
     if target.record is None:
         raise AssertionError(f"a {kind} without a recipe")
+    if kind != "recipe":
+        _refuse_installed_code(target.record, path)
     return target, target.record, runtime_of(target)
+
+
+def _refuse_installed_code(record: Record, path: Path) -> None:
+    """A recorded recipe runs no function of an installed package: a run that was downloaded could name any.
+
+    Raises:
+        ArtifactError: it names one.
+    """
+    for hook in hooks_in(record.recipe.model_dump(mode="json")):
+        beside = record.folder.joinpath(*hook.partition(":")[0].split(".")).with_suffix(".py")
+        if not beside.is_file():
+            hint = "Score its recipe instead: ftune eval RECIPE --set model=RUN, or train again."
+            message = f"{path}: names the function {hook}, which is in no file beside its recipe ({record.folder})."
+            raise ArtifactError(f"{message} {hint}")
 
 
 def runtime_of(target: Target) -> Runtime:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ftune.base import Base, find_base, load_config, load_tokenizer
+from ftune.base import Base, find_base, load_config, load_tokenizer, recorded_commit
 from ftune.base import fingerprint_of as base_fingerprint
 from ftune.errors import ArtifactError, NotMergeable
+from ftune.hook import hooks_in, module_file, source_of
 from ftune.load import parse_recipe
 from ftune.manifest import MANIFEST, sha256_of, verify
 from ftune.methods import Method
@@ -84,8 +85,13 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     raise AssertionError("unreachable")
 
 
-def start_of(model: Model, folder: Path) -> Start:
+def start_of(model: Model, folder: Path, fingerprint: str = "") -> Start:
     """The start that `model:` of a recipe names; a finished run counts with its result.
+
+    Args:
+        model: the block.
+        folder: the recipe's.
+        fingerprint: of the base as it was recorded; a hub model is then taken at the commit it names.
 
     Raises:
         ArtifactError: the run is not finished, or what ftune wrote there is damaged.
@@ -93,7 +99,7 @@ def start_of(model: Model, folder: Path) -> Start:
     """
     run = folder / model.name
     if not (run / "run.json").is_file():
-        base = find_base(model, folder)
+        base = find_base(model, folder, recorded_commit(model, fingerprint))
         if is_artefact(run):
             verify(run)
         return Start(base, base)
@@ -108,7 +114,7 @@ def start_of(model: Model, folder: Path) -> Start:
             f"{run}: method {record.recipe.learner.name} cannot be merged into its base, so its result cannot be the "
             "start of another run. Name its base model, or a run of a method that merges (`ftune methods`)."
         )
-    below = start_of(record.recipe.model, record.folder)
+    below = start_of(record.recipe.model, record.folder, record.base_fingerprint)
     return Start(below.base, own, result, record, below)
 
 
@@ -140,6 +146,8 @@ def read_record(path: Path) -> Record:
     """
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        folder = Path(stored["folder"])
+        _refuse_own_code(stored["recipe"], folder, path)
         recipe, problems = parse_recipe(stored["recipe"])
         folder, fingerprint = Path(stored["folder"]), str(stored["base_fingerprint"])
         labels = tuple(map(str, stored["labels"]))
@@ -149,6 +157,26 @@ def read_record(path: Path) -> Record:
     if recipe is None or problems:
         raise ArtifactError(f"{path}: holds a recipe this version cannot read: {problems[0]}")
     return Record(recipe, folder, fingerprint, labels)
+
+
+def _refuse_own_code(recipe: dict[str, Any], folder: Path, path: Path) -> None:
+    """An artefact names code, but brings none along: what it names must have been on this machine without it.
+
+    Raises:
+        ArtifactError: a module that it names is in the artefact, or would be looked for wherever we happen to be.
+    """
+    root = path.resolve().parent
+    root = root.parent if (root.parent / "run.json").is_file() else root
+    if not folder.is_absolute():
+        raise ArtifactError(f"{path}: names the folder {str(folder)!r}, which is not absolute. It is damaged.")
+    plugins = [recipe.get(key) for key in ("method", "objective")]
+    named = [block.get("name") if isinstance(block, dict) else block for block in plugins]
+    files = [source_of(name) for name in named if isinstance(name, str) and "." in name]
+    files += [module_file(hook, folder) for hook in hooks_in(recipe)]
+    for file in files:
+        if file is not None and file.resolve().is_relative_to(root):
+            message = f"asks for code that came with it, {file}, which does not run. Name it in a recipe of yours."
+            raise ArtifactError(f"{path}: {message}")
 
 
 def record_json(record: Record) -> dict[str, Any]:
@@ -168,7 +196,7 @@ def checked_start(record: Record, path: Path) -> Start:
     Raises:
         ArtifactError: the weights there are not the ones it was trained on.
     """
-    start = start_of(record.recipe.model, record.folder)
+    start = start_of(record.recipe.model, record.folder, record.base_fingerprint)
     found = start.fingerprint()
     if found != record.base_fingerprint:
         raise ArtifactError(

@@ -172,7 +172,7 @@ def _open_artefact(path: Path, kind: str, folder: Path, plan: Plan | None, dtype
     if plain:
         model: torch.nn.Module = load_model(own, head, chosen, recipe.seed, whole=True)
     elif (inside := recipe.learner.own_base) is not None:
-        below = Base(str(path), "folder", str((folder / inside).resolve()), None, recipe.model.trust_remote_code)
+        below = Base(str(path), "folder", str((folder / inside).resolve()))
         model = recipe.learner.load(load_model(below, head, chosen, recipe.seed, whole=True), folder)
     else:
         start = checked_start(record, path)

@@ -48,6 +48,14 @@ PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL c
 """What torch's process groups say of one that has ended: it, not this one, knows why."""
 _DRIVING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters that JSON leaves as they are: the other set, and those that turn the direction of writing."""
+_CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f]|{_DRIVING.pattern}")
+_PASSWORD = re.compile(r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
+"""What stands before the host of a URL that brings its password along."""
+
+
+def plain(text: str) -> str:
+    """`text` for a screen or a file: no character of it drives a terminal, and no URL in it holds a password."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], _PASSWORD.sub("***", text))
 
 
 def guarded(verb: Verb) -> Verb:
@@ -61,7 +69,7 @@ def guarded(verb: Verb) -> Verb:
             verb(*arguments, **options)
         except FtuneError as error:
             if options.get("verbose"):
-                traceback.print_exc()
+                print(plain(traceback.format_exc()), file=sys.stderr)
             fail(str(error), exit_code_of(error))
         except KeyboardInterrupt:
             fail("interrupted.", 130)
@@ -74,7 +82,7 @@ def guarded(verb: Verb) -> Verb:
             raise
         except Exception as error:  # of the machine, or a bug of ours
             if options.get("verbose"):
-                traceback.print_exc()
+                print(plain(traceback.format_exc()), file=sys.stderr)
             fail(*_explained(error))
 
     return run  # type: ignore[return-value]
@@ -82,6 +90,7 @@ def guarded(verb: Verb) -> Verb:
 
 def fail(message: str, code: int) -> None:
     """Print `message` and leave with `code`."""
+    message = plain(message)
     rank = os.environ.get("RANK", "0")
     if rank == "0" or code not in (130, 143):
         print(message if rank == "0" else f"rank {rank}: {message}", file=sys.stderr)
@@ -101,7 +110,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 def _bug_report(error: Exception) -> str:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="ftune-crash-", suffix=".txt", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
+        file.write(plain("".join(traceback.format_exception(error))))
     line = (str(error).splitlines() or [""])[0]
     return f"internal error: {type(error).__name__}: {line}\nThis is a bug of ftune: please report it with {file.name}"
 

@@ -40,7 +40,7 @@ def _loaded(source: Source) -> Any:
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(source.path, name=source.subset, split=split_of(source), revision=source.revision)
-    except (ConnectionError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, OSError) as error:
+    except (*HfHubHTTPError.__bases__, datasets.exceptions.DatasetNotFoundError, OSError) as error:
         raise MachineError(
             f"data set '{source.path}' is no file here and cannot be had from the hub: {_first_line(error)}. "
             "Check the name, or download it first and name the file."

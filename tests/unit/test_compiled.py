@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from cuts import assert_same_run
 from facts import FACTS, facts, plan_of, recipe_of
 from laws import ftune
 from matrix import Cell, fast_cells
-from test_laws_resume import assert_same_run, twelve
+from test_laws_resume import STEPS, twelve
 from test_matrix import STILL
 
 from ftune.compiled import missing_compiler
@@ -118,7 +119,7 @@ def test_law_8_killed_and_compiled_anew(tmp_path: Path, shared: Any, method: str
     done = ftune("train", cut.path, seconds=400, FTUNE_CACHE=str(tmp_path / "third"))
     assert done.returncode == 0 and "goes on after step" in done.stdout + done.stderr, done.stderr[-2000:]
     assert Plan.of_run(tmp_path / "cut" / "run").compile
-    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
+    assert_same_run(tmp_path / "cut" / "run", tmp_path / "whole" / "run", STEPS)
 
 
 def test_what_the_machine_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
