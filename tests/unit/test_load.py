@@ -88,7 +88,7 @@ def test_a_minimal_recipe_takes_every_default(here: Path) -> None:
             "name": "m", "revision": None, "dtype": "auto", "trust_remote_code": False, "init": "pretrained",
         },
         "objective": {"name": "causal_lm"},
-        "method": {"name": "full"},
+        "method": {"name": "full", "head_learning_rate_ratio": 10.0},
         "data": {
             "train": "d.jsonl", "eval": None, "test": None, "format": "auto", "columns": {}, "roles": {},
             "template": None, "train_on": "completion", "system": "template", "max_length": "auto", "overlong": None,
@@ -324,6 +324,16 @@ def test_a_number_out_of_range_is_one_problem(here: Path, key: str, value: Any) 
     assert re.fullmatch(pattern + re.escape(f"received {shown}."), line), line
 
 
+def test_the_ratio_of_a_head(here: Path) -> None:
+    block = "method: {name: full, head_learning_rate_ratio: 3}\n"
+    [line] = refused(MINIMAL + block)
+    assert line.startswith("3:") and "has no effect: causal_lm puts no new head on the model" in line
+    labels = "objective: sequence_classification\n"
+    assert load(MINIMAL + labels + block).recipe.method == Full(head_learning_rate_ratio=3)
+    [line] = refused(MINIMAL + labels + block.replace("3", "0"))
+    assert "method.head_learning_rate_ratio: expected a number above 0, received 0." in line
+
+
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
 @pytest.mark.parametrize("key", ["train.learning_rate", "train.weight_decay", "train.max_grad_norm", "method.alpha"])
 def test_infinity_and_nan_are_refused(here: Path, key: str, value: str) -> None:
@@ -385,7 +395,9 @@ def test_an_unknown_key_of_any_block_names_the_nearest(here: Path, block: str, k
 
 
 def test_an_unknown_key_of_the_default_method(here: Path) -> None:
-    assert refused(MINIMAL + "method: {name: full, zzz: 8}\n") == ["3:22 method.zzz: unknown key. Known: name."]
+    assert refused(MINIMAL + "method: {name: full, zzz: 8}\n") == [
+        "3:22 method.zzz: unknown key. Known: head_learning_rate_ratio, name."
+    ]
 
 
 @pytest.mark.parametrize(

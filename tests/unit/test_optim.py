@@ -11,6 +11,7 @@ import torch
 from bench import bench
 from facts import plan_of
 from laws import recipe
+from matrix import Cell
 
 from ftune.errors import ArtifactError
 from ftune.optim import (
@@ -128,6 +129,27 @@ def test_lora_plus_moves_b_faster_by_its_ratio(tmp_path: Path) -> None:
     assert moved[0] and all(float(tensor.abs().max()) > 0 for tensor in moved[0].values())
     for name, tensor in moved[0].items():
         assert torch.allclose(moved[1][name], 16 * tensor, rtol=1e-5, atol=0)
+
+
+def test_a_new_head_learns_faster_by_its_ratio(tmp_path: Path) -> None:
+    """SGD again: the body moves as it would without, the head 10 times as far, which is the default."""
+    moved: list[dict[str, Any]] = []
+    for block in ({"head_learning_rate_ratio": 1.0}, {}):
+        cell = Cell("full", "sequence_classification", "bert")
+        section = {"optimizer": "sgd", "learning_rate": 0.01, "max_grad_norm": None}
+        work = bench(cell.recipe(tmp_path, fields=block, train=section))
+        before = {name: parameter.detach().clone() for name, parameter in work.model.named_parameters()}
+        next(work.steps())
+        moved.append({name: p.detach() - before[name] for name, p in work.model.named_parameters()})
+    heads = {name for name in moved[0] if name.startswith(("classifier.", "bert.pooler."))}
+    assert len(heads) == 4
+    for name, tensor in moved[0].items():
+        assert torch.allclose(moved[1][name], tensor * (10 if name in heads else 1), rtol=1e-4, atol=1e-7), name
+
+
+def test_a_pretrained_head_learns_as_the_rest(tmp_path: Path) -> None:
+    work = bench(Cell("full", "causal_lm", "llama").recipe(tmp_path))
+    assert {group[FACTOR] for group in work.optimizer.param_groups} == {1.0}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
