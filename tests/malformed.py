@@ -168,7 +168,7 @@ def json_file(shape: str, random: Random) -> Case:
         lines = [f'"id{place}": {line}' for place, line in enumerate(lines)]
     opening, closing = {"list": "[]", "keyed": "{}", "wrapped": ('{"version": "1", "data": [', "]}")}[layout]
     raw = f"{opening}{', '.join(lines)}{closing}".encode()
-    if fault in ("not closed", "a word"):  # a file on one line
+    if fault in ("not closed", "a word", "NUL"):  # a file on one line
         expected = [(1, "is not valid JSON")]
     return Case("rows.json", raw, shape, f"{layout}: {fault}", expected=expected)
 

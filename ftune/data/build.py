@@ -15,7 +15,7 @@ from ftune.data.order import Mix
 from ftune.data.render import Renderer
 from ftune.data.samples import Reader, Samples, Tick, read_samples
 from ftune.data.table import Rows
-from ftune.data.tally import DUPLICATE, LEAKED, Outcome, Report, refuse, refuse_losses
+from ftune.data.tally import DUPLICATE, LEAKED, Outcome, Report, nothing_left, refuse, refuse_losses
 from ftune.data.tokens import Examples
 from ftune.errors import DataError
 from ftune.objectives import Objective
@@ -145,7 +145,7 @@ def finished(name: str, outcome: Outcome, samples: Samples, data: Data) -> Split
     report, examples, rows = outcome.report(), outcome.examples, outcome.rows
     report.labels = rows.label_counts(samples.labels)
     if not len(examples):
-        raise DataError(f"data.{name}: no row is left to learn from: {report.dropped}. See data.overlong.")
+        raise nothing_left(report, name)
     if skipped := samples.bad_rows.get(name, 0):
         report.leave_out(BAD_ROW, skipped)
         report.notes += [f"dropped ({BAD_ROW}): {problem}" for problem in samples.skipped[name][: DataError.SHOWN]]

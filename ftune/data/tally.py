@@ -195,13 +195,28 @@ def refuse_losses(reports: Sequence[Report], name: str, allowed: float) -> None:
     rows, lost = sum(report.rows for report in reports), sum(report.lost for report in reports)
     if lost <= allowed * rows:
         return
+    message = (
+        f"data.{name}: {lost} of {rows} rows would be dropped ({_reasons(reports)}), more than data.max_dropped allows "
+        f"({100 * allowed:g}%). Look at these rows, choose another data.overlong, or raise data.max_dropped."
+    )
+    raise DataError("\n".join([message, *_first(reports)]))
+
+
+def nothing_left(report: Report, name: str) -> DataError:
+    """What to say when none of the rows called `name` can be learned from."""
+    reasons = _reasons([report])
+    message = f"data.{name}: no row is left to learn from{f' ({reasons})' if reasons else ''}. See data.overlong."
+    return DataError("\n".join([message, *_first([report])]))
+
+
+def _reasons(reports: Sequence[Report]) -> str:
+    """How many rows were dropped for what, save those that are left out on purpose."""
     counts: Counter[str] = Counter()
     for report in reports:
         counts.update({reason: count for reason, count in report.dropped.items() if reason not in INTENDED})
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    message = (
-        f"data.{name}: {lost} of {rows} rows would be dropped ({reasons}), more than data.max_dropped allows "
-        f"({100 * allowed:g}%). Look at these rows, choose another data.overlong, or raise data.max_dropped."
-    )
-    first = [note for report in reports for note in report.notes if note.startswith("dropped ")]
-    raise DataError("\n".join([message, *first[: DataError.SHOWN]]))
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+def _first(reports: Sequence[Report]) -> list[str]:
+    """The places of the first rows that were dropped."""
+    return [note for report in reports for note in report.notes if note.startswith("dropped ")][: DataError.SHOWN]

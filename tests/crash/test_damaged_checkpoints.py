@@ -228,7 +228,8 @@ def test_a_damaged_best_is_said_before_training_goes_on(tmp_path: Path) -> None:
     assert verify(run / "model")["step"] == STEPS
 
 
-def test_a_best_that_a_later_one_had_replaced_is_found_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [True, False], ids=["the best again", "never so good again"])
+def test_a_best_that_a_later_one_had_replaced_is_found_anew(tmp_path: Path, again: bool) -> None:
     """Step 3 was the best until step 9, and was deleted then; step 9 is damaged, so step 6 is gone on with."""
     losses = {3: 2.0, 6: 3.0, 9: 1.0}
     sections: dict[str, Any] = {"eval": {"every": 3}, "checkpoint": {"every": 3, "keep": 2}}
@@ -236,10 +237,11 @@ def test_a_best_that_a_later_one_had_replaced_is_found_anew(tmp_path: Path) -> N
     run = tmp_path / "cut/run"
     assert [step for step, _ in checkpoints(run)] == [6, 9]
     (run / "checkpoints/step_000009/state.json").unlink()
-    with scripted(losses):
+    with scripted(losses if again else {**losses, 9: 4.0, 12: 5.0}):
         done = invoke("train", loaded.path)
-        assert done.exit_code == 0, done.output
-        laws.train(recipe(tmp_path / "whole", **sections))
+    assert done.exit_code == 0, done.output
     assert "the best so far, step 3, is no longer there" in done.stderr
     assert verify(run / "model")["step"] == 9
+    with scripted(losses):
+        laws.train(recipe(tmp_path / "whole", **sections))
     assert weights(run) == weights(tmp_path / "whole/run")

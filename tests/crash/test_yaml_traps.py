@@ -109,6 +109,7 @@ ERRORS: list[tuple[str, str | bytes, str]] = [
     ("NUL, escaped", DATA + 'template: "a\\0b"}', "2:44 data.template: a NUL character. Remove it."),
     ("half a surrogate", DATA + 'template: "\\ud83d"}',
      "2:44 data.template: half of a surrogate pair, which is no character."),
+    ("an escape beyond Unicode", DATA + 'template: "\\UFFFFFFFF"}', "2:47 an escape that is no character."),
     ("Latin-1", HEAD.encode() + b"output_dir: caf\xe9\n", "3:16 is not UTF-8 text."),
     ("UTF-16", HEAD.encode("utf-16"), "1:1 is not UTF-8 text."),
     ("10 MB", HEAD.encode() + b"# " + b"x" * 10_000_000, TOO_LARGE),

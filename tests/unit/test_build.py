@@ -220,7 +220,10 @@ def test_nothing_left_to_learn_is_an_error(tmp_path: Path, overlong: str, reason
     write(tmp_path / "a.jsonl", [{"prompt": "p" * 50, "completion": "c"}] * 3)
     with pytest.raises(DataError) as caught:
         build(tmp_path, train="a.jsonl", overlong=overlong, max_length=32)
-    assert str(caught.value) == (f"data.train: no row is left to learn from: {{'{reason}': 3}}. See data.overlong.")
+    assert str(caught.value).splitlines() == [
+        f"data.train: no row is left to learn from (3 {reason}). See data.overlong.",
+        *(f"dropped ({reason}): {tmp_path / 'a.jsonl'}:{row}" for row in (1, 2, 3)),
+    ]
 
 
 def test_a_fingerprint_is_of_tokens_and_masks_in_order(tmp_path: Path) -> None:
