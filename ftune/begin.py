@@ -24,7 +24,7 @@ from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.loop import training_module
 from ftune.manifest import read_manifest
-from ftune.model import frozen_fingerprint, load_trainable
+from ftune.model import frozen_fingerprint, load_trainable, read_weights
 from ftune.optim import build_optimizer, load_optimizer_state
 from ftune.plan import Plan
 from ftune.prepare import Prepared
@@ -179,7 +179,11 @@ def _newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Liste
 
 
 def _stored_state(checkpoint: Path) -> TrainState:
-    return TrainState.model_validate_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+    path = checkpoint / "state.json"
+    try:
+        return TrainState.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: is no state of a run: {str(error).splitlines()[0]}. It is damaged.") from error
 
 
 def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
@@ -194,15 +198,13 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None) -> None:
             run.store.keep_lines("metrics.jsonl", lambda event: False)
         run.log("start", time=provenance.now())
         return
-    from safetensors.torch import load_file
-
     step, folder = checkpoint
     if read_manifest(folder)["frozen_hash"] != run.frozen_hash:
         raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
     run.state = _stored_state(folder)
-    load_trainable(run.model, load_file(folder / "weights.safetensors"))
+    load_trainable(run.model, read_weights(folder / "weights.safetensors"))
     if step > 0 and not run.method.fits_at_once:
-        load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))
+        load_optimizer_state(run.optimizer, run.model, read_weights(folder / "optimizer.safetensors"))
     run.saved = run.state.model_copy()
     if run.leads:
         run.store.keep_lines("metrics.jsonl", lambda event: event["step"] <= step)
