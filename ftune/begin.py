@@ -24,7 +24,7 @@ from ftune.listener import Listener
 from ftune.load import Loaded
 from ftune.loop import training_module
 from ftune.manifest import read_manifest
-from ftune.model import frozen_fingerprint, load_trainable
+from ftune.model import frozen_fingerprint, load_trainable, read_weights
 from ftune.optim import build_optimizer, load_optimizer_state
 from ftune.plan import Plan
 from ftune.prepare import Prepared
@@ -175,15 +175,13 @@ def _take_up(run: Run, checkpoint: tuple[int, Path] | None, state: TrainState) -
             run.store.keep_lines("metrics.jsonl", lambda event: False)
         run.log("start", time=provenance.now())
         return
-    from safetensors.torch import load_file
-
     step, folder = checkpoint
     if read_manifest(folder)["frozen_hash"] != run.frozen_hash:
         raise ArtifactError(f"{folder}: attaching the method gave other base weights than when the run began.")
     run.state = state
-    load_trainable(run.model, load_file(folder / "weights.safetensors"))
+    load_trainable(run.model, read_weights(folder / "weights.safetensors"))
     if step > 0 and not run.method.fits_at_once:
-        load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))
+        load_optimizer_state(run.optimizer, run.model, read_weights(folder / "optimizer.safetensors"))
     run.saved = run.state.model_copy()
     if run.leads:
         run.store.keep_lines("metrics.jsonl", lambda event: event["step"] <= step)

@@ -157,7 +157,7 @@ def data_files(recipe: Recipe, folder: Path) -> dict[str, str]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: cannot be read: {error}. Start anew with --overwrite.") from error
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: expected an object. Start anew with --overwrite.")

@@ -131,7 +131,7 @@ class Plan(BaseModel):
                 f"{path}: does not have the fields of this version of ftune: {names}. Go on with the version that "
                 f"{run / 'run.json'} names, or begin anew with another output_dir or --overwrite."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{path}: cannot be read: {error}.") from error
 
     def continuing(self, stored: Plan, recipe: Recipe) -> Plan:

@@ -54,9 +54,14 @@ def state_of(checkpoint: Path, plan: Plan, listener: Listener) -> TrainState:
     That is so where a later step had been the best, and its checkpoint was damaged: it will be the best again.
 
     Raises:
-        ArtifactError: the best checkpoint is damaged, so that the run could make its steps but not its artefact.
+        ArtifactError: it is no state; or the best checkpoint is damaged, so that the run could make its steps but not
+            its artefact.
     """
-    state = TrainState.model_validate_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+    path = checkpoint / "state.json"
+    try:
+        state = TrainState.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: is no state of a run: {str(error).splitlines()[0]}. It is damaged.") from error
     step = stopping.model_step(state, plan)
     best = checkpoint.parent / f"step_{step:06d}"
     if step == state.step:

@@ -98,7 +98,7 @@ def _object(path: Path) -> Json:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: cannot be read: {error}. Expected JSON as ftune wrote it.") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: expected a JSON object, received {type(value).__name__}.")

@@ -151,7 +151,7 @@ def read_record(path: Path) -> Record:
         recipe, problems = parse_recipe(stored["recipe"])
         folder, fingerprint = Path(stored["folder"]), str(stored["base_fingerprint"])
         labels = tuple(map(str, stored["labels"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         message = f"{path}: cannot be read: {error}. The folder is no artefact of ftune, or damaged."
         raise ArtifactError(message) from error
     if recipe is None or problems:

@@ -16,7 +16,7 @@ from ftune.data.samples import read_samples
 from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
 from ftune.load import Loaded, load_recipe
 from ftune.manifest import verify
-from ftune.model import load_model, load_trainable
+from ftune.model import load_model, load_trainable, read_weights
 from ftune.objectives.causal_lm import CausalLM
 from ftune.objectives.seq2seq_lm import Seq2SeqLM
 from ftune.plan import Plan
@@ -182,8 +182,6 @@ def _open_artefact(path: Path, kind: str, folder: Path, plan: Plan | None, dtype
 
 
 def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
-    from safetensors.torch import load_file
-
     from ftune.device import torch_dtype
 
     verify(path)
@@ -193,7 +191,7 @@ def _open_checkpoint(path: Path, dtype: torch.dtype | None) -> Target:
     tokenizer = load_tokenizer(start.tokenizer_base)
     record.recipe.learner.prepare_tokenizer(tokenizer)
     model = attached(start, record, tokenizer, dtype or torch_dtype(plan.frozen_dtype))
-    load_trainable(model, load_file(path / "weights.safetensors"))
+    load_trainable(model, read_weights(path / "weights.safetensors"))
     if (path / SETTLED).is_file():
         record.recipe.learner.put_back(model, json.loads((path / SETTLED).read_text(encoding="utf-8")))
     return _assembled(path, "checkpoint", model.eval(), tokenizer, record, plan)

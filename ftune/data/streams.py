@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 BLOCK = 1 << 16
 """Bytes that are decompressed at a time."""
+LONGEST_LINE = 2**27
+"""Bytes of one line: a small file may unpack to one that no memory holds."""
 
 
 class Fault(NamedTuple):
@@ -143,9 +145,15 @@ class Lines:
         self.number = 0
         self.bad: dict[int, int] = {}
 
+    def _bounded(self) -> Iterator[bytes]:
+        while line := self.stream.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise Damaged(f"a line of more than {LONGEST_LINE:,} bytes")
+            yield line
+
     def raw(self) -> Iterator[bytes]:
         """Each line as bytes; only a line feed ends one."""
-        for line in self.stream:
+        for line in self._bounded():
             self.number += 1
             yield line
 
@@ -155,7 +163,7 @@ class Lines:
         A line with bytes that are no UTF-8 is given all the same, so that the caller can tell where it belongs.
         """
         encoding = "utf-8-sig"
-        for line in self.stream:
+        for line in self._bounded():
             try:
                 text, byte = line.decode(encoding), None
             except UnicodeDecodeError as error:

@@ -102,11 +102,9 @@ def load(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         ArtifactError: a weight is missing, unexpected or of another shape, or the head is not in it.
     """
-    from peft import PeftConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(folder))
-    weights = load_file(folder / WEIGHTS)
+    config, weights = _read(folder)
     without = sorted(set(targets.head_modules(model)) - set(config.modules_to_save or []))
     if without:
         message = f"{folder}: does not hold the head ({', '.join(without)}) that this model needs. Train it again."
@@ -120,6 +118,29 @@ def load(model: PreTrainedModel, folder: Path) -> PeftModel:
     if lost := sorted(learning & set(result.missing_keys)) + list(result.unexpected_keys):
         raise ArtifactError(f"{folder}: peft did not find the place of {lost[:3]} in this base model.")
     return cast("PeftModel", attached.requires_grad_(False))
+
+
+def _read(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Settings and weights of an adapter folder.
+
+    Raises:
+        ArtifactError: they are damaged, or ask for more than any adapter of ours has.
+    """
+    from peft import PeftConfig
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(folder / WEIGHTS)
+        json.loads((folder / CONFIG).read_text(encoding="utf-8"))  # without the file peft would ask the hub for one
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        message = f"{folder}: the adapter cannot be read: {error!r}. It is damaged or not of ftune."
+        raise ArtifactError(message) from error
+    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    if isinstance(getattr(config, "target_modules", None), str) or getattr(config, "r", 0) > largest:
+        raise ArtifactError(f"{folder / CONFIG}: has a pattern for names of layers, or a rank that no weight has.")
+    return config, weights
 
 
 def _check(folder: Path, expected: Mapping[str, Any], found: Mapping[str, torch.Tensor]) -> None:

@@ -79,6 +79,7 @@ def recipe_of(content: str, code: int = 2, command: Sequence[str] = CHECK) -> Ar
 
 
 BOMB = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+REACH = "{{ prompt }}{{ cycler.__init__.__globals__.os.system('touch canary') }}"
 LINE = b'{"prompt": "' + b"a" * 2**20
 INPUTS = {
     "a folder with a script": Artefact(script, 3, alone=True, fast=True),
@@ -94,9 +95,8 @@ INPUTS = {
     "a name that drives a terminal": named(f"rows{ESCAPE}.jsonl", "{", TRAIN, 3)._replace(fast=True),
     "rows that drive a terminal": named("rows.jsonl", json.dumps({"prompt": ESCAPE, "completion": ESCAPE}), DATA, 0),
     "a refused row that drives a terminal": named("rows.jsonl", json.dumps({ESCAPE: ESCAPE}), TRAIN, 3),
-    "a template that reaches into Python": named(
-        "rows.jsonl", '{"prompt": "a", "completion": "b"}',
-        (*TRAIN, "--set", "data.template={{ cycler.__init__.__globals__.os.system('touch x') }}"), 3,
+    "a template that reaches into Python": Artefact(
+        rows("rows.jsonl", '{"prompt": "a", "completion": "b"}', data={"template": REACH}), 3
     ),
     "a tag of Python": recipe_of("model: !!python/object/apply:os.system ['TOUCH']\n")._replace(alone=True, fast=True),
     "a tag of Python in --set": words(*CHECK, "--set", "seed=!!python/name:os.system", code=2),

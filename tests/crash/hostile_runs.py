@@ -65,7 +65,7 @@ def body(place: Place) -> dict[str, object]:
     """The same inside an artefact that brings its own base."""
     place.code(place.run / "model" / "body" / "evil.py")
     edit(place.run / "model/body/config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
-    return {"model": {"trust_remote_code": True, "revision": "a" * 40}}
+    return {"model": {"name": "builtin:tiny-llama", "trust_remote_code": True, "revision": "a" * 40}}
 
 
 def linked(file: str, code: int, command: Sequence[str] = LONGER) -> Artefact:
@@ -159,7 +159,7 @@ RUNS = {
     "a method that does something else": recorded(lambda p: {"method": {"name": "idlelib.idle"}}, 4),
     "a base that is trusted by the run": recorded(trusted, 10)._replace(fast=True, alone=True),
     "a body that is trusted by the run": recorded(body, 10, "feature_based"),
-    "a base elsewhere": recorded(lambda p: {"model": {"name": "../../../../etc"}}, 4),
+    "a base elsewhere": recorded(lambda p: {"model": {"name": "../../../../etc"}}, 10),
     "a base that is a URL": recorded(lambda p: {"model": {"name": "https://127.0.0.1:9/x"}}, 10),
     "a base of a hub": recorded(lambda p: {"model": {"name": "evil/evil"}}, 10),
     "a log that is a link": linked("metrics.jsonl", 2)._replace(fast=True, alone=True),
@@ -168,5 +168,5 @@ RUNS = {
     "a model that is a link": linked("model", 2),
     "weights of a checkpoint that are a link": linked(f"{LAST}/weights.safetensors", 4, OF_LAST),
     "an adapter that is a link": linked(ADAPTER, 4, MERGE),
-    "files that have other names too": Artefact(downloaded(hard_linked, LONGER), 4),
+    "files that have other names too": Artefact(downloaded(hard_linked, LONGER), 0),
 }  # fmt: skip

@@ -49,16 +49,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def written(run: Path) -> list[Path]:
+    """Files that a command may have put the secret into; those that are it under another name do not count."""
+    return [path for path in run.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1]
+
+
 def check(
     place: Place, artefact: Artefact, code: int | None, shown: str, seconds: float, outside: dict[str, bytes]
 ) -> None:
     assert code == artefact.code, shown
     assert "Traceback" not in shown and "internal error" not in shown and SECRET not in shown, shown
     assert not DRIVING.search(shown), repr(shown)
-    assert code == 0 or len(shown.splitlines()) <= 25, shown
+    assert code == 0 or len(shown.splitlines()) <= 100, shown
     assert not place.canary.exists()
     assert contents(place.outside) == outside
-    assert SECRET not in "".join(path.read_text(errors="replace") for path in place.run.rglob("*") if path.is_file())
+    assert SECRET not in "".join(path.read_text(errors="replace") for path in written(place.run))
     assert seconds < MOST_SECONDS
 
 

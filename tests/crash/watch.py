@@ -44,7 +44,10 @@ class Seen:
         return [
             path
             for path in self.written
-            if not (path + os.sep).startswith(allowed) and "__pycache__" not in path and path != os.devnull
+            if not (path + os.sep).startswith(allowed)
+            and "__pycache__" not in path
+            and "torchinductor_" not in path
+            and path != os.devnull
         ]
 
     def ran_inside(self, folder: Path) -> list[str]:

@@ -88,7 +88,8 @@ SAFEGUARDS = {
     ),
     "the optimizer's state is restored": Safeguard(
         "ftune/begin.py",
-        'load_optimizer_state(run.optimizer, run.model, load_file(folder / "optimizer.safetensors"))', "pass", RESUME,
+        'load_optimizer_state(run.optimizer, run.model, read_weights(folder / "optimizer.safetensors"))', "pass",
+        RESUME,
     ),
     "changed rows are noticed": Safeguard(
         "ftune/drift.py", 'if run["fingerprints"].get(what, "none") != now', "if False",
