@@ -19,9 +19,18 @@ Messages have four parts, in this order: what is wrong, what was expected, what 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+_PASSWORD = re.compile(r"(:/{1,2})[^/\s@:]*:[^/\s@]+@")
+"""The user and password of a URL, also of one that was taken for a path and lost a slash."""
+
+
+def without_passwords(text: str) -> str:
+    """`text` with stars in place of what URLs in it bring along to log in."""
+    return _PASSWORD.sub(r"\1***@", text)
 
 
 class FtuneError(Exception):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from ftune import methods, objectives
 from ftune.consistency import NO_EFFECT, consistency_problems, hook_problems
-from ftune.errors import Problem, RecipeError
+from ftune.errors import Problem, RecipeError, without_passwords
 from ftune.explain import explain
 from ftune.overlay import SHORT_FORMS, apply, lay, write_out_short_forms
 from ftune.recipe import Recipe
@@ -28,7 +28,6 @@ M = TypeVar("M", bound=BaseModel)
 PLACEHOLDERS = {"model": {"name": "?"}, "data": {"train": "?"}}
 """What stands for missing required keys while contradictions between the others are looked for."""
 MAX_BASES = 20
-PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 PLUGINS: Mapping[str, ModuleType] = {"method": methods, "objective": objectives}
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "method.name": ("objective",),
@@ -124,7 +123,7 @@ def _passwords(tree: Node) -> list[Problem]:
     return [
         Problem(dotted(path), message, node.where)
         for path, node in tree.walk()
-        if isinstance(node.value, str) and PASSWORD.search(node.value)
+        if isinstance(node.value, str) and without_passwords(node.value) != node.value
     ]
 
 

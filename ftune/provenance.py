@@ -12,7 +12,8 @@ from typing import Any
 
 from ftune import __version__
 from ftune.drift import data_files
-from ftune.load import PASSWORD, Loaded
+from ftune.errors import without_passwords
+from ftune.load import Loaded
 from ftune.prepare import Prepared
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -55,7 +56,7 @@ def describe(loaded: Loaded, prepared: Prepared) -> dict[str, Any]:
 def _command() -> list[str]:
     """The words of the command line, without passwords."""
     ours = sys.argv[0].endswith(("ftune", "__main__.py"))
-    return [PASSWORD.sub("://***@", word) for word in sys.argv[1:]] if ours else []
+    return [without_passwords(word) for word in sys.argv[1:]] if ours else []
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -49,13 +49,13 @@ PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL c
 _DRIVING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters that JSON leaves as they are: the other set, and those that turn the direction of writing."""
 _CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f]|{_DRIVING.pattern}")
-_PASSWORD = re.compile(r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
-"""What stands before the host of a URL that brings its password along."""
 
 
 def plain(text: str) -> str:
     """`text` for a screen or a file: no character of it drives a terminal, and no URL in it holds a password."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], _PASSWORD.sub("***", text))
+    from ftune.errors import without_passwords
+
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], without_passwords(text))
 
 
 def guarded(verb: Verb) -> Verb:
