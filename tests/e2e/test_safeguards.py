@@ -26,7 +26,7 @@ class Safeguard(NamedTuple):
     test: str
 
 
-WRITING, SEALING = 'self._operation("write", temp):\n', "self._write_manifest(temp, head)\n"
+WRITING, SEALING = 'self._operation("write", temp, needed_bytes):\n', "self._write_manifest(temp, head)\n"
 STORE, MANIFEST = "tests/unit/test_store.py", "ftune/manifest.py"
 RESUME = "tests/unit/test_laws_resume.py::test_law_8_cut_once_and_run_to_the_end"
 SAFEGUARDS = {
@@ -62,7 +62,8 @@ SAFEGUARDS = {
         "tests/crash/test_power_loss.py::test_power_cut_at_every_operation",
     ),
     "leftovers of a crash are swept up": Safeguard(
-        "ftune/store.py", 'for folder in (self.root, self.root / "checkpoints"):', "for folder in list[Path]():",
+        "ftune/store.py", 'for folder in (self.root, self.root / "checkpoints") if name is None else (self.root,):',
+        "for folder in list[Path]():",
         f"{STORE}::test_death_while_the_only_checkpoint_is_replaced",
     ),
     "files are compared with their hashes": Safeguard(
