@@ -31,7 +31,7 @@ WARM = 600
 def test_two_thousand_steps_in_flat_memory(tmp_path: Path) -> None:
     """The resident size, with evaluations and checkpoints every 100 steps.
 
-    The slope is the median of those of all pairs (Theil-Sen): a late new length asks for memory once, a leak all the time.
+    The slope is the median of those of all pairs (Theil-Sen): a late new length asks for memory once, a leak always.
     """
     train = {"duration": f"{STEPS} steps", "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-3}
     write_recipe(tmp_path, train=train, eval={"every": 100}, checkpoint={"every": 100, "keep": 2})
