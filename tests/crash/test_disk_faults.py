@@ -19,6 +19,7 @@ from ftune.signals import StopFlag
 
 FULL = ("ENOSPC", "EDQUOT")
 ERRORS = (*FULL, "EIO", "EROFS", "EACCES")
+LAST_SAVE = ("rename", "run/checkpoints/step_000004")
 NUMBER = re.compile(r"[0-9a-f]{32}")
 
 
@@ -86,10 +87,10 @@ def fails_and_goes_on(straight: Straight, number: int, code: str, for_good: bool
 @pytest.mark.parametrize("method", ["lora"])
 def test_disk_faults_here_and_there(method: str, tmp_path: Path) -> None:
     straight = go_straight(method, tmp_path / "straight")
-    kinds = [kind for kind, _ in straight.operations]
-    fails_and_goes_on(straight, kinds.index("append") + 1, "EIO", False, tmp_path / "append")
-    last_delete = len(kinds) - kinds[::-1].index("delete")
-    fails_and_goes_on(straight, last_delete, "ENOSPC", True, tmp_path / "delete")
+    first_append = [kind for kind, _ in straight.operations].index("append") + 1
+    fails_and_goes_on(straight, first_append, "EIO", False, tmp_path / "append")
+    renames = [number for number, one in enumerate(straight.operations, start=1) if one == LAST_SAVE]
+    fails_and_goes_on(straight, renames[-1] + 1, "ENOSPC", True, tmp_path / "before the old one is deleted")
 
 
 @pytest.mark.crash
