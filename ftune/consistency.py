@@ -170,7 +170,7 @@ def _reading(key: str, source: Source) -> Iterator[Problem]:
         if getattr(source, name) is not None:
             yield Problem(f"{key}.{name}", f"{NO_EFFECT} on {why}. Remove it.")
     if len(set(source.header or ())) < len(source.header or ()):
-        yield Problem(f"{key}.header", f"names a column twice: {', '.join(source.header or ())}.")
+        yield Problem(f"{key}.header", f"names a column twice: {', '.join(source.header or ())}. Remove one.")
     split = Slice.parse(source.split).name
     if file and split not in ("", "train"):
         hint = "Name the file of that split, or write a range alone, such as '[:400]'."

@@ -32,10 +32,10 @@ CRASH = pytest.mark.crash
 SEED = 28
 CPU_SECONDS = 1.0
 ADVICE = re.compile(
-    r"expected |Did you mean |Known: |It works with: |is required|no (method|objective) is named|cannot be imported|"
-    r"Remove|Write |Use |Keep |Choose |Give |Lower |Raise |Set |Add |describe |are enough|to be a full 40-hex commit|"
-    r"is not valid YAML: .|is not UTF-8|holds a character that YAML does not allow|an escape that is no character|"
-    r"half of a surrogate pair|nested deeper than|no such file: |goes round in a circle"
+    r"[Ee]xpected |Did you mean |Known: |It works with: |is required|no (method|objective) is named|cannot be imported|"
+    r"Remove|Write |Use |Keep |Choose |Give |Lower |Raise |Set |Add |Name |Take |describe |are enough|"
+    r"to be a full 40-hex commit|is not valid YAML: .|is not UTF-8|holds a character that YAML does not allow|"
+    r"an escape that is no character|half of a surrogate pair|nested deeper than|no such file: |goes round in a circle"
 )
 """What was expected or is to be done; where YAML itself is broken, why it is."""
 

@@ -253,7 +253,7 @@ def problems(folder: Path, data: dict[str, Any], **sections: Any) -> list[str]:
         ({"path": "org/set", "quoting": True}, "data.train.quoting: has no effect on a set of the hub. Remove it."),
         ({"path": "a.csv", "loader": "m:f", "file_format": "csv"},
          "data.train.file_format: has no effect on what a loader reads. Remove it."),
-        ({"path": "a.csv", "header": ["a", "b", "a"]}, "data.train.header: names a column twice: a, b, a."),
+        ({"path": "a.csv", "header": ["a", "b", "a"]}, "data.train.header: names a column twice: a, b, a. Remove one."),
         ({"path": "a.csv", "loader": "no function"},
          "data.train.loader: expected 'module:function', such as 'my_code:my_function', received 'no function'."),
         ({"path": "a.csv", "format": "token_labels"}, "data.train.format: token_labels rows do not fit here."),
