@@ -34,7 +34,7 @@ class Base:
         name: as the user wrote it.
         kind: where it comes from.
         location: folder, hub id or builtin family.
-        revision: commit of a hub model, resolved.
+        revision: of a hub model, see `at_commit`.
         trust_remote_code: whether its own code may run.
         random: weights are drawn from the seed instead of loaded.
     """
@@ -55,17 +55,13 @@ class Base:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
-def find_base(model: Model, folder: Path, commit: str | None = None) -> Base:
+def find_base(model: Model, folder: Path) -> Base:
     """Resolve `model:` of a recipe; folders are relative to the recipe's `folder`.
-
-    Args:
-        model: the block.
-        folder: the recipe's.
-        commit: of a hub model, where it was resolved before; None asks what the revision stands for now.
 
     Raises:
         RecipeError: an unknown builtin name.
-        MachineError: no such folder, or a hub model that cannot be had.
+        MachineError: no such folder.
+        ArtifactError: the folder is no model, or leads elsewhere.
     """
     random = model.init == "random"
     if builtin.is_starter(model.name):
@@ -83,8 +79,7 @@ def find_base(model: Model, folder: Path, commit: str | None = None) -> Base:
         return Base(model.name, "folder", str(path.resolve()), random=random)  # no commit pins the code of a folder
     if model.name.startswith((".", "/", "~")):
         raise MachineError(f"{path}: no such model folder. Relative paths start from the recipe's folder.")
-    base = Base(model.name, "hub", model.name, commit or model.revision, model.trust_remote_code, random)
-    return replace(base, revision=_commit_of(base))
+    return Base(model.name, "hub", model.name, model.revision, model.trust_remote_code, random)
 
 
 def _refuse_other_places(folder: Path) -> None:
@@ -108,20 +103,26 @@ def _refuse_other_places(folder: Path) -> None:
             raise ArtifactError(f"{index}: names {name!r}, which is no safetensors file beside it.")
 
 
-def _commit_of(base: Base) -> str:
-    """The commit of a hub model: every file of it is then read of this one, also when its branch moves meanwhile."""
-    if base.revision is not None and COMMIT.fullmatch(base.revision):
-        return base.revision
-    from huggingface_hub import hf_hub_download
+def at_commit(base: Base, fingerprint: str = "") -> Base:
+    """A hub model with its commit in place of a branch: all files are then of this one, also when the branch moves.
 
-    with explained(base):
-        return Path(hf_hub_download(base.location, "config.json", revision=base.revision)).parent.name
+    Args:
+        base: any.
+        fingerprint: of the base as a run recorded it, whose commit is taken; without one the hub is asked.
 
+    Raises:
+        MachineError: the hub has no such model, or does not answer.
+    """
+    if base.kind != "hub":
+        return base
+    recorded = re.fullmatch(rf"hub:{re.escape(base.location)}@({COMMIT.pattern})", fingerprint)
+    commit = base.revision if recorded is None else recorded[1]
+    if commit is None or not COMMIT.fullmatch(commit):
+        from huggingface_hub import hf_hub_download
 
-def recorded_commit(model: Model, fingerprint: str) -> str | None:
-    """The commit of a hub model in the fingerprint of a base; None where it is of something else."""
-    found = re.fullmatch(rf"hub:{re.escape(model.name)}@({COMMIT.pattern})", fingerprint)
-    return None if found is None else found[1]
+        with explained(base):
+            commit = Path(hf_hub_download(base.location, "config.json", revision=base.revision)).parent.name
+    return replace(base, revision=commit)
 
 
 def load_config(base: Base) -> PreTrainedConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ftune.base import Base, find_base, load_config, load_tokenizer, recorded_commit
+from ftune.base import Base, at_commit, find_base, load_config, load_tokenizer
 from ftune.base import fingerprint_of as base_fingerprint
 from ftune.errors import ArtifactError, NotMergeable
 from ftune.hook import hooks_in, module_file, source_of
@@ -99,7 +99,7 @@ def start_of(model: Model, folder: Path, fingerprint: str = "") -> Start:
     """
     run = folder / model.name
     if not (run / "run.json").is_file():
-        base = find_base(model, folder, recorded_commit(model, fingerprint))
+        base = at_commit(find_base(model, folder), fingerprint)
         if is_artefact(run):
             verify(run)
         return Start(base, base)

@@ -15,20 +15,20 @@ FIRST, SECOND = "a1" * 20, "b2" * 20
 FIND = """
 import json, sys
 from pathlib import Path
-from ftune.base import find_base
+from ftune.base import at_commit, find_base
 from ftune.errors import FtuneError
 from ftune.recipe import Model
-for name, revision, commit in json.loads(sys.argv[1]):
+for name, revision, fingerprint in json.loads(sys.argv[1]):
     try:
-        print(find_base(Model(name=name, revision=revision), Path(), commit).revision)
+        print(at_commit(find_base(Model(name=name, revision=revision), Path()), fingerprint).revision)
     except FtuneError as error:
         print(type(error).__name__)
 assert "torch" not in sys.modules
 """
 
 
-def found(hub: Hub, home: Path, *asked: tuple[str, str | None, str | None]) -> list[str]:
-    """The commit, or the error, that each (name, revision, recorded commit) leads to, in a process of its own."""
+def found(hub: Hub, home: Path, *asked: tuple[str, str | None, str]) -> list[str]:
+    """The commit, or the error, that each (name, revision, recorded fingerprint) leads to, in a process of its own."""
     done = python("-c", FIND, json.dumps(asked), environment={**hub.environment, "HF_HOME": str(home)})
     assert done.returncode == 0, done.stderr
     return str(done.stdout).split()
@@ -39,12 +39,13 @@ def test_a_branch_is_resolved_to_a_commit_and_a_commit_asks_nobody(tmp_path: Pat
         (tmp_path / commit).mkdir()
         (tmp_path / commit / "config.json").write_text("{}")
     elsewhere = ("acme/../../x", "https://127.0.0.1/x", "a/b/c", "acme//tiny", "acme/tiny?x", "acme/ti\nny", "acme/no")
-    branch = [(REPOSITORY, None, None), (REPOSITORY, "main", None)]
+    branch = [(REPOSITORY, None, ""), (REPOSITORY, "main", f"hub:acme/no@{SECOND}")]
     with hub_of({commit: tmp_path / commit for commit in (FIRST, SECOND)}) as hub:
-        pinned = ((REPOSITORY, SECOND, None), (REPOSITORY, "main", SECOND), (REPOSITORY, None, SECOND))
+        recorded = f"hub:{REPOSITORY}@{SECOND}"
+        pinned = ((REPOSITORY, SECOND, ""), (REPOSITORY, "main", recorded), (REPOSITORY, None, recorded))
         assert found(hub, tmp_path, *pinned) == [SECOND] * 3
         assert hub.requests == []
-        said = found(hub, tmp_path, *branch, *((name, None, None) for name in elsewhere))
+        said = found(hub, tmp_path, *branch, *((name, None, "") for name in elsewhere))
         assert said == [FIRST] * 2 + ["MachineError"] * len(elsewhere)
         assert {request.split("/")[1:3] == ["acme", "tiny"] or "acme/no/" in request for request in hub.requests} == {
             True

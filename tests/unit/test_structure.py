@@ -148,15 +148,8 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 def test_only_our_exceptions_are_raised() -> None:
     """Users meet FtuneError; LookupError, ValueError and AssertionError stay inside."""
-    inside = {
-        "LookupError",
-        "ValueError",
-        "NotImplementedError",
-        "AssertionError",
-        "AttributeError",
-        "SystemExit",
-        "Damaged",
-    }  # of a file, which its reader names
+    inside = {"LookupError", "ValueError", "NotImplementedError", "AssertionError", "AttributeError", "SystemExit",
+              "Damaged"}  # fmt: skip
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
