@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ftune import builtin
-from ftune.errors import ArtifactError, MachineError, Problem, RecipeError
+from ftune.errors import ArtifactError, FtuneError, MachineError, Problem, RecipeError
 from ftune.recipe import Model
 
 if TYPE_CHECKING:
@@ -203,6 +203,8 @@ def explained(base: Base) -> Iterator[None]:
     """What transformers says about a missing or refused model, in one line."""
     try:
         yield
+    except FtuneError:
+        raise  # it says itself what is wrong, and may be a ValueError
     except _damage() as error:
         said = (str(error).strip().splitlines() or [""])[0]
         raise ArtifactError(

@@ -59,6 +59,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "train.early_stopping.max_forgetting": {"eval.guard": ["guard.jsonl"]},
     "method.prefix.init_text": {"method.init": "text", "method.init_text": "a b"},
     "method.prompt.init_text": {"method.init": "text", "method.init_text": "a b"},
+    "method.full.head_learning_rate_ratio": {"objective.name": "sequence_classification"},
     "method.feature_based.hidden": {"method.head": "mlp"},
     "method.feature_based.dropout": {"method.head": "mlp"},
 }
