@@ -115,4 +115,3 @@ def test_what_a_hub_fails_with_is_one_message(hub: Hub, tmp_path: Path) -> None:
     ftune("eval", "run", "--split", "train", "--offline", cwd=tmp_path, **environment)
     ftune("plan", "recipe.yaml", "--offline", cwd=tmp_path, **environment)
     assert hub.requests == []
-    ftune("plan", "recipe.yaml", cwd=tmp_path, **{**environment, "HF_ENDPOINT": "http://127.0.0.1:9"})
