@@ -145,9 +145,8 @@ def refuse_foreign_folder(folder: Path) -> None:
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in names if name not in OURS and not name.startswith((".tmp-", ".trash-"))]
     if foreign:
-        message = (
-            f"{folder} holds files that are no comparison ({', '.join(foreign[:3])}). Choose an empty or new folder."
-        )
+        shown = ", ".join(foreign[:3])
+        message = f"{folder} holds files that are no comparison ({shown}). Choose an empty or new folder."
         raise RecipeError([Problem("", message, "--output-dir")])
 
 
