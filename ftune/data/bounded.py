@@ -28,6 +28,7 @@ MOST_BYTES = 2**29
 """Memory for one text: sums, joins, paddings and replacements are bounded by nothing else."""
 _STATUS = Path("/proc/self/statm")
 _clock = threading.local()
+_bound = threading.Lock()
 
 
 def render(template: Template, values: Mapping[str, Any]) -> str:
@@ -55,15 +56,19 @@ def _bounded_memory() -> Iterator[None]:
         return
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with _STATUS.open("rb", buffering=0) as file:  # for each row: unbuffered, it takes a hundredth of a millisecond
         pages = int(file.read(64).split()[0])
+    if not _bound.acquire(blocking=False):  # another thread has set the bound, which is one of the process
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = pages * resource.getpagesize() + MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        _bound.release()
 
 
 class Clock(Extension):
