@@ -1,4 +1,4 @@
-"""How much disk a run needs: the estimate on facts made by hand. tests/crash/test_disk_need.py measures it."""
+"""How much disk a run needs: the estimate on facts made by hand. tests/crash/test_disk_estimate.py measures it."""
 
 from __future__ import annotations
 
