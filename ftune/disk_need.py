@@ -11,9 +11,9 @@ from ftune.methods import Method
 from ftune.recipe import Recipe
 
 _BYTES = {"bfloat16": 2, "float16": 2}
-_REPORT = 420_000
+_REPORT = 400_000
 """Pictures, pages and small files of a finished run; measured, most of it is there whatever the run is."""
-_STEP = 480
+_STEP = 540
 """A step in `metrics.jsonl` and `report.html`; measured."""
 
 

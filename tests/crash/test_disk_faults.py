@@ -84,13 +84,9 @@ def fails_and_goes_on(straight: Straight, number: int, code: str, for_good: bool
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("method", ["lora"])
-def test_disk_faults_here_and_there(method: str, tmp_path: Path) -> None:
-    straight = go_straight(method, tmp_path / "straight")
-    first_append = [kind for kind, _ in straight.operations].index("append") + 1
-    fails_and_goes_on(straight, first_append, "EIO", False, tmp_path / "append")
-    renames = [number for number, one in enumerate(straight.operations, start=1) if one == LAST_SAVE]
-    fails_and_goes_on(straight, renames[-1] + 1, "ENOSPC", True, tmp_path / "before the old one is deleted")
+def test_a_disk_that_is_full_before_a_replaced_checkpoint_is_deleted(tmp_path: Path) -> None:
+    straight = go_straight("lora", tmp_path / "straight")
+    fails_and_goes_on(straight, straight.operations.index(LAST_SAVE) + 2, "ENOSPC", True, tmp_path / "trial")
 
 
 @pytest.mark.crash
