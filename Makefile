@@ -61,7 +61,7 @@ bench: $(READY)  ## beside other trainers, in turn: hours; BENCH="--quick" tries
 	$(BIN)/python tests/bench/startup.py
 	$(BIN)/python tests/bench/leakage.py
 	$(BIN)/python tests/bench/tricks.py
-	$(BIN)/python tests/bench/durability.py
+	$(BIN)/python tests/bench/durability.py $(if $(findstring --quick,$(BENCH)),--share 0.05)
 	$(BIN)/python tests/bench/speed.py $(BENCH)
 
 TEXT := runs/starter_text

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ftune import drift, provenance, stopping
 from ftune.attention import use_packed_attention
+from ftune.checkpoints import prune
 from ftune.compiled import compile_blocks, kernels
 from ftune.data.build import Split
 from ftune.data.cache import cache_root
@@ -34,7 +35,7 @@ from ftune.session import Run
 from ftune.signals import StopFlag
 from ftune.start import pad_id_of, record_json
 from ftune.state import TrainState
-from ftune.store import Store, prune
+from ftune.store import Store
 from ftune.target import SETTLED, attached
 
 if TYPE_CHECKING:
@@ -144,10 +145,8 @@ def make_ready(model: torch.nn.Module, plan: Plan) -> None:
 def _write_head(disk: Store, loaded: Loaded, prepared: Prepared, plan: Plan, *, overwrite: bool) -> None:
     """What a run folder says of itself before training."""
     if overwrite:
-        for name in (
-            *sorted(drift.OURS - {".lock", ".lock.json", "run.json"}),
-            "run.json",
-        ):  # which says that it is ours
+        last = "run.json"  # it says that the folder is ours
+        for name in (*sorted(drift.OURS - {".lock", ".lock.json", last}), last):
             disk.remove(name)
     there = sum(file.stat().st_size for file in (disk.root / "checkpoints").rglob("*") if file.is_file())
     disk.require_space(max(plan.checkpoint_bytes, plan.disk_bytes - there), "this run")

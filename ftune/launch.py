@@ -45,7 +45,7 @@ def launch(processes: int, arguments: Sequence[str], *, cores: int) -> None:
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, _pass_on)
     try:
-        elastic_launch(config, sys.executable)("-m", "ftune", *arguments)
+        elastic_launch(config, sys.executable)(*COMMAND, *arguments)
     except SignalException as error:
         raise SystemExit(128 + int(error.sigval)) from None
     except ChildFailedError as error:

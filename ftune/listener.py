@@ -16,6 +16,9 @@ class Listener:
     def note(self, text: str) -> None:
         """A line worth reading."""
 
+    def warn(self, text: str) -> None:
+        """A line that must be read, also by who wants no progress."""
+
     def phase(self, name: str, done: int, total: int) -> None:
         """Work other than training: `total` is 0 when it is not known."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ftune import stopping
+from ftune.checkpoints import newest_good
 from ftune.errors import ArtifactError, Problem, RecipeError
 from ftune.listener import Listener
 from ftune.load import Loaded
@@ -12,7 +13,6 @@ from ftune.manifest import verify
 from ftune.plan import Plan
 from ftune.run_files import read_lines
 from ftune.state import TrainState
-from ftune.store import newest_good
 
 
 def newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Listener) -> tuple[int, Path] | None:
@@ -23,11 +23,11 @@ def newest_checkpoint(loaded: Loaded, plan: Plan, folder: Path, listener: Listen
         RecipeError: the run has made more steps than the recipe now asks for.
     """
     found, skipped = newest_good(folder)
-    for message in skipped:
-        listener.note(message)
     if found is None and skipped:
         message = f"{folder}: every checkpoint is damaged. Start anew with --overwrite."
         raise ArtifactError("\n".join([message, *skipped]))
+    for message in skipped:
+        listener.warn(message)
     if found is None:
         _refuse_lost_checkpoints(folder)
     elif found[0] > plan.steps:
@@ -67,7 +67,7 @@ def state_of(checkpoint: Path, plan: Plan, listener: Listener) -> TrainState:
     if step == state.step:
         return state
     if not best.exists():
-        listener.note(f"the best so far, step {step}, is no longer there: the best from step {state.step} on is kept")
+        listener.warn(f"the best so far, step {step}, is no longer there: the best from step {state.step} on is kept")
         return state.model_copy(update={"best_loss": None, "best_step": None, "within_step": None})
     try:
         verify(best)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ftune import drift, finish, stopping
 from ftune.begin import open_run
+from ftune.checkpoints import prune
 from ftune.data.build import Split
 from ftune.data.order import first_epoch
 from ftune.device import peak_memory_bytes
@@ -34,7 +35,7 @@ from ftune.session import Run
 from ftune.signals import StopFlag
 from ftune.start import pad_id_of
 from ftune.state import TrainState
-from ftune.store import OnOperation, Store, prune
+from ftune.store import OnOperation, Store
 from ftune.target import SETTLED
 
 

@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
+from ftune.checkpoints import checkpoints, newest_good
 from ftune.errors import ArtifactError
 from ftune.manifest import MANIFEST, verify
-from ftune.store import checkpoints, newest_good
 
 BLOCK = 4096
 KINDS = ("flip", "flip", "flip", "cut", "cut", "append", "delete", "extra", "swap", "foreign", "exchange", "zero",

@@ -256,9 +256,9 @@ def verify_cli(
     json: Json = False,
 ) -> None:
     """Check every file of a run's checkpoints and model against its hash."""
+    from ftune.checkpoints import step_folders
     from ftune.errors import ArtifactError
     from ftune.manifest import MANIFEST
-    from ftune.store import step_folders
 
     results: list[dict[str, Any]] = []
     while not results:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ftune.cli.common import plain
 from ftune.flops import readable_flops
 from ftune.listener import Listener
 from ftune.loop import StepResult
@@ -70,6 +72,13 @@ class Screen(Listener):
     def note(self, text: str) -> None:
         """A line above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A line above the bar, or without one."""
+        if self.console.quiet:
+            print(plain(text), file=sys.stderr)
+        else:
+            self.note(text)
 
     def phase(self, name: str, done: int, total: int) -> None:
         """A second bar while something other than training goes on."""

@@ -18,10 +18,10 @@ from damage import every_damage_is_found_and_named, mutate
 from in_process import content, invoke
 from laws import Shared
 
+from ftune.checkpoints import checkpoints, newest_good
 from ftune.errors import ArtifactError, Interrupted
 from ftune.load import Loaded
 from ftune.manifest import MANIFEST, verify
-from ftune.store import checkpoints, newest_good
 
 STEPS, CUT = 12, 9
 FULL = pytest.mark.crash

@@ -15,10 +15,10 @@ import pytest
 from command import write_recipe
 
 from ftune import builtin
+from ftune.checkpoints import checkpoints
 from ftune.listener import Listener
 from ftune.load import load_recipe
 from ftune.signals import StopFlag
-from ftune.store import checkpoints
 
 MIB = 2**20
 STEPS = 2000

@@ -13,9 +13,10 @@ import pytest
 from laws import events, recipe, train
 from power import Recorder
 
+from ftune.checkpoints import checkpoints, newest_good
 from ftune.load import Loaded
 from ftune.manifest import MANIFEST, verify
-from ftune.store import Store, checkpoints, newest_good
+from ftune.store import Store
 
 STEPS = 10
 SEED = 20261201

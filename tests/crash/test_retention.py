@@ -22,6 +22,7 @@ from facts import plan_of, recipe_of
 
 from ftune import run as program
 from ftune import stopping
+from ftune.checkpoints import checkpoints, newest_good
 from ftune.errors import ArtifactError
 from ftune.listener import Listener
 from ftune.manifest import MANIFEST, verify
@@ -30,7 +31,7 @@ from ftune.resuming import newest_checkpoint, state_of
 from ftune.session import Run
 from ftune.signals import StopFlag
 from ftune.state import TrainState
-from ftune.store import Store, checkpoints, newest_good
+from ftune.store import Store
 
 SEED = 12
 NEVER = 10**9

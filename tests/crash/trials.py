@@ -10,8 +10,8 @@ from typing import Any
 import forked
 from command import write_recipe
 
+from ftune.checkpoints import checkpoints
 from ftune.manifest import sha256_of, verify
-from ftune.store import checkpoints
 
 METHODS: dict[str, dict[str, Any]] = {"lora": {"name": "lora", "rank": 4, "dropout": 0.1}, "full": {"name": "full"}}
 LEFT = re.compile(r"\.(tmp-.+|trash)-[0-9a-f]{32}", re.DOTALL)

@@ -135,7 +135,7 @@ def test_damage_is_found_and_stepped_over(straight: Path, tmp_path: Path) -> Non
     data[len(data) // 2] ^= 1
     target.write_bytes(data)
     assert "DAMAGED" in ftune("verify", run, cwd=tmp_path, code=4).stdout
-    resumed = ftune("train", recipe, cwd=tmp_path)
+    resumed = ftune("train", recipe, "--quiet", cwd=tmp_path)
     assert "skipped checkpoint step_" in resumed.stderr
     assert "optimizer.safetensors" in resumed.stderr
     assert weights(run) == weights(straight / "runs" / "recipe")

@@ -77,7 +77,7 @@ SAFEGUARDS = {
         MANIFEST, "    if not intact or not", "    if not", f"{STORE}::test_every_byte_of_the_manifest_counts",
     ),
     "the best checkpoint is protected": Safeguard(
-        "ftune/store.py", "if step not in protected]", "]", f"{STORE}::test_prune_against_an_oracle",
+        "ftune/checkpoints.py", "if step not in protected]", "]", f"{STORE}::test_prune_against_an_oracle",
     ),
     "one process owns a folder": Safeguard(
         "ftune/locking.py", "held.acquire(blocking=False)", "pass",

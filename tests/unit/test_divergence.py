@@ -11,12 +11,12 @@ import pytest
 from bases import plain_base
 from laws import ROWS, Shared, events, recipe, train
 
+from ftune.checkpoints import checkpoints
 from ftune.errors import DivergedError, exit_code_of
 from ftune.evaluation import likelihood_scores
 from ftune.load import Loaded
 from ftune.manifest import verify
 from ftune.state import TrainState
-from ftune.store import checkpoints
 
 
 def poisoned(shared: Shared, folder: Path, token: int, value: float) -> Path:

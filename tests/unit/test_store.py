@@ -26,11 +26,12 @@ from filelock import FileLock
 
 from ftune import locking
 from ftune import manifest as manifest_module
+from ftune.checkpoints import checkpoints, newest_good, prune
 from ftune.disk import disk_error
 from ftune.errors import ArtifactError, DiskError, LockedError
 from ftune.locking import lock
 from ftune.manifest import MANIFEST, read_manifest, sha256_of, verify
-from ftune.store import Store, checkpoints, newest_good, prune
+from ftune.store import Store
 
 REPOSITORY = Path(__file__).parents[2]
 DISK_ERRNOS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES]
@@ -632,7 +633,8 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 from ftune.errors import DiskError
-from ftune.store import Store, newest_good
+from ftune.checkpoints import newest_good
+from ftune.store import Store
 store = Store(Path(sys.argv[1]))
 def publish(size):
     store.publish("checkpoints/step_000001", lambda folder: (folder / "x").write_bytes(b"x" * size), {"size": size})

@@ -41,6 +41,7 @@ LAYERS = [
     {"load"},
     {"manifest", "disk"},
     {"store"},
+    {"checkpoints"},
     {"data", "facts", "builtin", "signals"},
     {"memory"},
     {"disk_need"},
