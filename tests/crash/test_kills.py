@@ -74,6 +74,16 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_merge_sweeps_up_after_one_that_was_killed(tmp_path: Path, shared: Shared) -> None:
+    number = "0123456789abcdef" * 2
+    for name in (f".tmp-merged-{number}", f".tmp-other-{number}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    code, _, err = forked.run(["merge", straight(shared, "lora")[0], "--out", "merged", "--quiet"], tmp_path)
+    assert code == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", f".tmp-other-{number}"}
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize("method", MERGEABLE)
 def test_merge_killed_at_random(tmp_path: Path, shared: Shared, method: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from laws import ONE_THREAD, Shared, events
+from laws import ONE_THREAD, Shared, events, python
 from strikes import CODES, METHODS, STEPS, UNHEARD, Struck, chains, recipe_of, send, straight
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -20,6 +20,26 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 def by(number: signal.Signals, again: bool = False) -> Callable[[Struck], bool]:
     return lambda struck: struck.strike(number, again=again)
+
+
+WHILE_IMPORTING = """
+import os, sys
+class Striking:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), int(sys.argv.pop()))
+sys.meta_path.insert(0, Striking())
+from ftune.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -2), (signal.SIGTERM, -15), (signal.SIGUSR1, 0)])
+def test_struck_before_a_verb_listens(number: signal.Signals, code: int) -> None:
+    """Nothing has begun: an end is silent, and there is nothing to save."""
+    done = python("-c", WHILE_IMPORTING, "methods", str(int(number)))
+    assert (done.returncode, done.stderr) == (code, "")
+    assert ("feature_based" in done.stdout) == (code == 0)
 
 
 @pytest.mark.parametrize("number", ENDING)
